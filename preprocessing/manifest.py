@@ -1,0 +1,69 @@
+"""The prepared dataset on disk: the one type that `preprocessing` writes and `trainer` reads.
+
+DIR/manifest.json
+DIR/report.json                  the dataset report (`report.py`)
+DIR/samples/0001.frames.npy      uint8 [F, H, W, 3], RGB, C order, to be memory-mapped
+DIR/samples/0001.audio.npy       float32 [2, S] in [-1, 1], where audio is trained
+"""
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+MANIFEST_FILE = "manifest.json"
+REPORT_FILE = "report.json"
+
+
+def _to_fraction(value: object) -> Fraction:
+    return value if isinstance(value, Fraction) else Fraction(str(value))
+
+
+FrameRate = Annotated[Fraction, BeforeValidator(_to_fraction), PlainSerializer(str)]
+"""Frames per second, exact; "30000/1001" in JSON."""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Audio(_Data):
+    """One sample's soundtrack, as long as its frames: S = round(F / frame_rate * sample_rate)."""
+
+    path: str
+    sample_rate: int
+
+
+class Sample(_Data):
+    """One training sample. Paths are relative to the dataset's folder."""
+
+    id: str
+    frames: str
+    audio: Audio | None = None
+    caption: str
+    """As trained: the trigger phrase is already in it."""
+    frame_rate: FrameRate
+    """Rate at which these frames play, for the positions; 24 for a still image."""
+    source: str
+    """Name of the clip in the archive."""
+
+
+class Manifest(_Data):
+    """What was prepared. All samples of a dataset have the same size and frame count."""
+
+    version: Literal[1] = 1
+    kind: Literal["video", "image"]
+    width: int
+    height: int
+    num_frames: int
+    with_audio: bool
+    samples: tuple[Sample, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read ``folder``'s manifest. Raises `pydantic.ValidationError` on a foreign version."""
+        return cls.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+
+    def save(self, folder: Path) -> None:
+        (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=2), encoding="utf-8")

