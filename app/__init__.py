@@ -1,0 +1,1 @@
+"""The service: modes, requests, storage, keys, gateway. No torch, no media library."""

@@ -1,0 +1,75 @@
+"""Who asks. A key is one opaque text: ``Authorization: Key <key>`` or ``Bearer <key>``."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+from starlette.requests import Request
+
+from app.errors import Forbidden, NotAuthenticated
+from app.settings import Settings, is_loopback
+
+SINGLE_USER: Final = "local"
+"""The owner of everything when no keys are set."""
+SCHEMES: Final = ("Key", "Bearer")
+OWNER_HEX_DIGITS: Final = 32
+"""128 bits of the key's hash: enough to tell owners apart, useless for finding the key."""
+
+
+def owner_of(key: str) -> str:
+    """The name under which a key's requests are stored; the key itself is stored nowhere."""
+    return "key-" + hashlib.sha256(b"owner\0" + key.encode()).hexdigest()[:OWNER_HEX_DIGITS]
+
+
+class Authenticator:
+    """Turns a request into its owner. Called as a dependency of every route that has one."""
+
+    def __init__(self, keys: Iterable[SecretStr], public_url: str) -> None:
+        secrets = [key.get_secret_value() for key in keys]
+        self._owners = [(_digest(key), owner_of(key)) for key in secrets]
+        self._public_host = urlsplit(public_url).hostname
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Authenticator":
+        return cls(settings.api_keys, settings.public_url)
+
+    async def __call__(self, request: Request) -> str:
+        """The owner. Raises `NotAuthenticated`, or `Forbidden` in single-user mode."""
+        if not self._owners:
+            self._check_host(request)
+            return SINGLE_USER
+        headers = request.headers.getlist("authorization")
+        if len(headers) != 1:
+            raise NotAuthenticated(
+                "Authentication is required: send the header 'Authorization: Key <your key>'."
+            )
+        scheme, _, key = headers[0].partition(" ")
+        owner = self._owner(key.strip()) if scheme in SCHEMES else None
+        if owner is None:
+            raise NotAuthenticated("Invalid key credentials.")
+        return owner
+
+    def _owner(self, key: str) -> str | None:
+        # Digests have one length, and every key is looked at: the time tells nothing.
+        presented, found = _digest(key), None
+        for digest, owner in self._owners:
+            if hmac.compare_digest(presented, digest):
+                found = owner
+        return found
+
+    def _check_host(self, request: Request) -> None:
+        """Without keys, the name it is called by is what keeps strange web pages out: a page whose
+        own name was made to point to 127.0.0.1 still sends that name (DNS rebinding)."""
+        host = request.url.hostname or ""
+        if not is_loopback(host) and host != self._public_host:
+            raise Forbidden(
+                "Without API keys the service answers only to localhost and to the host of "
+                "REELSMITH_PUBLIC_URL. Set REELSMITH_API_KEYS to use it under other names."
+            )
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

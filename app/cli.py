@@ -1,0 +1,77 @@
+"""`reelsmith`: the service's command line."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.settings import Settings
+
+main = typer.Typer(
+    name="reelsmith",
+    help="Train LoRAs for LTX-2.3 on your own GPUs, behind fal's API.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@main.command()
+def up() -> None:
+    """Start broker, gateway and workers on this machine; Ctrl-C stops them."""
+    from app.dev import running
+
+    with running(Settings()) as service:
+        typer.echo("Ctrl-C stops it.")
+        try:
+            while True:
+                time.sleep(1.0)
+                service.watch()
+        except KeyboardInterrupt:
+            typer.echo("stopping; a running training saves a checkpoint first")
+
+
+@main.command()
+def serve() -> None:
+    """Run the gateway alone (the workers run elsewhere)."""
+    import uvicorn
+
+    from app.gateway import create_app
+
+    settings = Settings()
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=logging.WARNING,
+        log_config=None,
+        server_header=False,
+        h11_max_incomplete_event_size=64 * 1024,
+        timeout_graceful_shutdown=10,
+    )
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database to this version's tables."""
+    from app.db.migrate import upgrade
+
+    upgrade(Settings().database_url)
+    typer.echo("the database is up to date")
+
+
+@main.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="where the results go; emptied first")] = Path(
+        "data/demo"
+    ),
+) -> None:
+    """Train a LoRA on real clips with the tiny model, from a zip to a reel."""
+    from app.demo import run
+
+    raise typer.Exit(run(out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The tables. Times are epoch seconds by the database's clock (`app/clock.py`)."""
+
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.clock import db_now
+from app.db.types import CleanJSON, CleanText
+
+ID_LENGTH = 36
+"""A UUID as text."""
+SHORT = 255
+"""Characters of a name, an owner, a token."""
+
+RowNumber = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite numbers rows by itself only in a column of type INTEGER."""
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    """The end, good or bad: `Request.result_status` says which."""
+
+
+class Stage(StrEnum):
+    PREPARE = "prepare"
+    TRAIN = "train"
+
+
+class Priority(StrEnum):
+    """fal's two. `RANK` orders them."""
+
+    NORMAL = "normal"
+    LOW = "low"
+
+
+RANK = {Priority.NORMAL: 0, Priority.LOW: 1}
+
+
+class Outcome(StrEnum):
+    """How an attempt ended; NULL while it runs."""
+
+    ADVANCED = "advanced"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    RETRIED = "retried"
+    RELEASED = "released"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Request(Base):
+    """One submitted request: the truth about it, whatever the broker believes."""
+
+    __tablename__ = "requests"
+
+    number: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    """The order of submission: two requests of one millisecond still have one."""
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), unique=True)
+    owner: Mapped[str] = mapped_column(String(SHORT))
+    endpoint: Mapped[str] = mapped_column(String(SHORT))
+    """The mode's id, such as ``fal-ai/ltx23-trainer-v2/t2v``."""
+    app: Mapped[str] = mapped_column(String(SHORT))
+    """The endpoint's first two parts: all that fal's status URLs keep of it."""
+    mode: Mapped[str] = mapped_column(String(SHORT))
+    """The mode's path, such as ``t2v``."""
+    input: Mapped[dict[str, Any]] = mapped_column(CleanJSON)
+    """As validated, every default filled in: a later change of a default changes no old request."""
+
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    start_deadline: Mapped[float | None] = mapped_column(Float)
+    no_retry: Mapped[bool] = mapped_column(default=False)
+    webhook_url: Mapped[str | None] = mapped_column(CleanText)
+    tags: Mapped[dict[str, Any]] = mapped_column(CleanJSON, default=dict)
+
+    state: Mapped[str] = mapped_column(String(16), default=State.QUEUED)
+    stage: Mapped[str] = mapped_column(String(16), default=Stage.PREPARE)
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    """How often it was claimed, over both stages. Never reused, so it may name a folder."""
+    attempts_used: Mapped[int] = mapped_column(Integer, default=0)
+    """Attempts of this stage that were begun and not given back."""
+    lease_token: Mapped[str | None] = mapped_column(String(SHORT))
+    lease_expires_at: Mapped[float | None] = mapped_column(Float)
+    worker: Mapped[str | None] = mapped_column(String(SHORT))
+    cancel_requested_at: Mapped[float | None] = mapped_column(Float)
+
+    woken_at: Mapped[float | None] = mapped_column(Float)
+    """When a wake-up was last sent for this stage; NULL: one is due."""
+    wakes: Mapped[int] = mapped_column(Integer, default=0)
+
+    created_at: Mapped[float] = mapped_column(Float, default=db_now())
+    started_at: Mapped[float | None] = mapped_column(Float)
+    finished_at: Mapped[float | None] = mapped_column(Float)
+
+    storage_prefix: Mapped[str] = mapped_column(String(SHORT))
+    """``requests/{id}-{128 random bits}``: everything this request stores lies below it."""
+    prepared: Mapped[dict[str, Any] | None] = mapped_column(CleanJSON)
+    """What the prepare stage hands to the train stage."""
+    progress: Mapped[dict[str, Any] | None] = mapped_column(CleanJSON)
+    """``stage``, ``step``, ``of``, ``loss``, ``eta_s``: whatever of it is known."""
+
+    result_status: Mapped[int | None] = mapped_column(Integer)
+    result_body: Mapped[dict[str, Any] | None] = mapped_column(CleanJSON)
+    error: Mapped[str | None] = mapped_column(CleanText)
+    error_type: Mapped[str | None] = mapped_column(String(SHORT))
+    billable_units: Mapped[int | None] = mapped_column(Integer)
+    inference_time: Mapped[float | None] = mapped_column(Float)
+
+    __table_args__ = (
+        Index("ix_requests_queue", "state", "stage", "priority", "number"),
+        Index(
+            "ix_requests_leases",
+            "lease_expires_at",
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+        Index("ix_requests_owner", "owner", "number"),
+    )
+
+
+class Attempt(Base):
+    """One claim of one request by one worker."""
+
+    __tablename__ = "attempts"
+
+    token: Mapped[str] = mapped_column(String(SHORT), primary_key=True)
+    request_id: Mapped[str] = mapped_column(ForeignKey("requests.id", ondelete="CASCADE"))
+    number: Mapped[int] = mapped_column(Integer)
+    stage: Mapped[str] = mapped_column(String(16))
+    worker: Mapped[str] = mapped_column(String(SHORT))
+    started_at: Mapped[float] = mapped_column(Float, default=db_now())
+    ended_at: Mapped[float | None] = mapped_column(Float)
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    detail: Mapped[str | None] = mapped_column(CleanText)
+
+    __table_args__ = (Index("uq_attempts_request_number", "request_id", "number", unique=True),)
+
+
+class LogLine(Base):
+    """One line of a request's log, for its user."""
+
+    __tablename__ = "log_lines"
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    request_id: Mapped[str] = mapped_column(ForeignKey("requests.id", ondelete="CASCADE"))
+    ts: Mapped[float] = mapped_column(Float, default=db_now())
+    level: Mapped[str] = mapped_column(String(8))
+    message: Mapped[str] = mapped_column(CleanText)
+
+    __table_args__ = (Index("ix_log_lines_request", "request_id", "id"),)
+
+
+class Event(Base):
+    """One event of a request: a step with its loss, a preview, a stage (`preprocessing.events`)."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    request_id: Mapped[str] = mapped_column(ForeignKey("requests.id", ondelete="CASCADE"))
+    ts: Mapped[float] = mapped_column(Float, default=db_now())
+    kind: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Any]] = mapped_column(CleanJSON)
+
+    __table_args__ = (Index("ix_events_request", "request_id", "id"),)

@@ -1,0 +1,204 @@
+"""The whole service on one machine: broker, gateway and workers as child processes.
+
+`reelsmith up` runs it until Ctrl-C; the demo and the tests run it too. Every child leads its own
+session, so that stopping ends its own children as well and nothing stays behind.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import httpx
+from kombu import Connection
+
+from app.broker import EmbeddedBroker, make_celery, start_embedded
+from app.settings import Settings
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
+"""A worker that trains saves a checkpoint first."""
+RESTART_PAUSE_S = 2.0
+
+
+@dataclass
+class Child:
+    """One process of the service, restarted when it dies."""
+
+    name: str
+    command: list[str]
+    log: Path
+    process: "subprocess.Popen[bytes] | None" = None
+    started_at: float = 0.0
+    starts: int = 0
+
+    def start(self, env: dict[str, str]) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.started_at = time.monotonic()
+        self.starts += 1
+
+    @property
+    def dead(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def free_port() -> int:
+    """A port nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Service:
+    """Broker, gateway, one cpu worker and one gpu worker on this machine."""
+
+    settings: Settings
+    say: Callable[[str], None] = print
+    broker: EmbeddedBroker | None = None
+    children: list[Child] = field(default_factory=list)
+    extra_env: dict[str, str] = field(default_factory=dict)
+    """Settings for the children beyond those of ``settings``."""
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return self.settings.public_url
+
+    def start(self) -> None:
+        settings = self.settings
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self.broker = start_embedded(
+            settings.redis_url.get_secret_value() if settings.redis_url else None,
+            settings.data_dir,
+            settings.broker,
+        )
+        self.say(f"broker: {self.broker.note}")
+        self.env = {
+            **os.environ,
+            **self.extra_env,
+            "REELSMITH_DATA_DIR": str(settings.data_dir.resolve()),
+            "REELSMITH_HOST": settings.host,
+            "REELSMITH_PORT": str(settings.port),
+            "REELSMITH_PUBLIC_URL": settings.public_url,
+            "REELSMITH_MODEL": settings.model,
+            "PYTHONUNBUFFERED": "1",
+        }
+        if self.broker.redis_url:
+            self.env["REELSMITH_REDIS_URL"] = self.broker.redis_url
+        declare_queues(self.broker.redis_url, settings.data_dir)
+        logs = settings.data_dir / "logs"
+        self.children = [
+            Child("gateway", [sys.executable, "-m", "app.cli", "serve"], logs / "gateway.log"),
+            Child("cpu worker", worker_command("cpu"), logs / "worker-cpu.log"),
+            Child("gpu worker", worker_command("gpu"), logs / "worker-gpu.log"),
+        ]
+        self.children[0].start(self.env)
+        self._wait_for_gateway(self.children[0])
+        for child in self.children[1:]:
+            child.start(self.env)
+        self.say(f"gateway: {self.url}, logs and files in {settings.data_dir}")
+
+    def _wait_for_gateway(self, gateway: Child) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if gateway.dead:
+                break
+            with contextlib.suppress(httpx.HTTPError):
+                url = f"http://127.0.0.1:{self.settings.port}/health"
+                if httpx.get(url, trust_env=False, timeout=2.0).status_code == 200:
+                    return
+            time.sleep(0.1)
+        tail = gateway.log.read_text(errors="replace")[-2000:] if gateway.log.exists() else ""
+        self.stop()
+        raise RuntimeError(f"the gateway did not start; the end of {gateway.log}:\n{tail}")
+
+    def watch(self) -> None:
+        """Restart what died. Called every second or so."""
+        for child in self.children:
+            if child.dead and time.monotonic() - child.started_at > RESTART_PAUSE_S:
+                assert child.process is not None
+                code = child.process.returncode
+                self.say(f"{child.name} ended with {code} (see {child.log}); starting it again")
+                child.kill()  # what it left in its session
+                child.start(self.env)
+
+    def stop(self) -> None:
+        """End workers first (they give back their work), then the gateway, then the broker."""
+        for group in (self.children[1:], self.children[:1]):
+            for child in group:
+                child.signal(signal.SIGTERM)
+            deadline = time.monotonic() + STOP_TIMEOUT_S
+            for child in group:
+                if child.process is not None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.process.wait(max(0.1, deadline - time.monotonic()))
+                child.kill()
+        if self.broker is not None:
+            self.broker.stop()
+
+
+def worker_command(queue: str) -> list[str]:
+    """A Celery worker with one slot for one queue."""
+    return [
+        *(sys.executable, "-m", "celery", "-A", "workers.celery_app", "worker"),
+        *("-Q", queue, "-n", f"{queue}@%h", "-c", "1", "--loglevel", "WARNING"),
+        *("--without-gossip", "--without-mingle"),
+    ]
+
+
+def declare_queues(redis_url: str | None, data_dir: Path) -> None:
+    """Make the queues before anyone uses them.
+
+    On the files broker two workers that declare at the same moment can read each other's half
+    written table; once it is there, declaring only reads.
+    """
+    celery = make_celery(redis_url, data_dir)
+    connection: Connection
+    with celery.connection_for_write() as connection, connection.channel() as channel:
+        for queue in celery.conf.task_queues:
+            queue(channel).declare()
+
+
+@contextlib.contextmanager
+def running(settings: Settings, say: Callable[[str], None] = print) -> Iterator[Service]:
+    """The service for the length of a block; SIGTERM ends it as Ctrl-C does."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    service = Service(settings, say)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        service.start()
+        yield service
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        service.stop()

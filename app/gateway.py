@@ -1,0 +1,123 @@
+"""The gateway: validates, stores, answers. It loads neither torch nor a media library."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from app import modes, replies
+from app.auth import Authenticator
+from app.broker import Waker, make_celery
+from app.db.engine import AsyncDatabase
+from app.db.migrate import upgrade
+from app.logging import configure
+from app.requests.background import Publisher, Reaper
+from app.requests.endpoints import make_router
+from app.requests.outbox import Send
+from app.requests.service import RequestService
+from app.settings import Settings
+from app.storage import Storage, make_storage
+from app.storage.endpoints import router_for
+
+VERSION = "0.1.0"
+STORAGE_PATIENCE_S = 5.0
+"""How long a client waits while the store is down."""
+
+log = structlog.get_logger()
+
+
+def create_app(
+    settings: Settings | None = None, storage: Storage | None = None, send: Send | None = None
+) -> FastAPI:
+    """The gateway's ASGI app.
+
+    ``storage`` and ``send`` default to what the settings name; tests pass their own.
+    """
+    settings = settings or Settings()
+    configure(settings.log_level)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    storage = storage or make_storage(settings, patience_s=STORAGE_PATIENCE_S)
+    database = AsyncDatabase(settings.database_url)
+    publisher = Publisher(database, send or _waker(settings))
+    reaper = Reaper(
+        database,
+        publisher.notify,
+        interval_s=settings.reaper_interval_s,
+        attempts_limit=settings.attempts_limit,
+    )
+    authenticate = Authenticator.of(settings)
+    service = RequestService(database, settings.public_url, publisher.notify)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(upgrade, settings.database_url)
+        publisher.notify()
+        tasks = [asyncio.create_task(part.run()) for part in (publisher, reaper)]
+        log.info("gateway.started", public_url=settings.public_url, model=settings.model)
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await database.close()
+
+    app = FastAPI(
+        title="Reelsmith",
+        version=VERSION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    replies.install(app)
+    app.include_router(_health(database))
+    app.include_router(make_router(modes.all(), service, authenticate, storage))
+    app.include_router(router_for(storage, settings, authenticate), include_in_schema=False)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def _waker(settings: Settings) -> Waker:
+    redis = settings.redis_url
+    return Waker(make_celery(redis.get_secret_value() if redis else None, settings.data_dir))
+
+
+def _health(database: AsyncDatabase) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/health")
+    async def health() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @router.get("/ready")
+    async def ready() -> dict[str, str]:
+        """The process can take requests: its database answers. 503 otherwise."""
+        await database.read(_ping)
+        return {"status": "ok"}
+
+    return router
+
+
+def _ping(session: Session) -> None:
+    session.execute(text("SELECT 1"))
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with the modes' inputs: their routes read the body themselves."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for mode in modes.all():
+            schema = mode.request_model.model_json_schema(
+                ref_template="#/components/schemas/{model}"
+            )
+            schemas |= schema.pop("$defs", {})
+            schemas[mode.request_model.__name__] = schema
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,142 @@
+"""What every reply has: a request id, an answer to every exception, one line in the log."""
+
+import time
+import uuid
+from typing import Final
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import (
+    ERROR_TYPE,
+    REQUEST_ID,
+    InvalidInput,
+    ServiceError,
+    Unavailable,
+    request_error,
+)
+from app.storage import StorageError
+
+MAX_TARGET_BYTES: Final = 16 * 1024
+"""Path and query: a webhook URL of 2,048 characters, every one escaped, fits twice."""
+MAX_HEADER_BYTES: Final = 32 * 1024
+"""All headers together."""
+MAX_SHOWN_PATH: Final = 200
+CLIENT_GONE: Final = 499
+
+log = structlog.get_logger()
+
+
+class Replies:
+    """ASGI middleware. A trailing slash is dropped instead of redirected: fal's clients send it,
+    and its asynchronous one follows no redirect (`fal-protocol.md` 1.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        reply_id = str(uuid.uuid4())
+        scope.setdefault("state", {})["reply_id"] = reply_id
+        if len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope["path"] = scope["path"].rstrip("/")
+        started = time.perf_counter()
+        status = 0
+
+        async def send_reply(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.setdefault(REQUEST_ID, reply_id)
+                headers.setdefault("x-content-type-options", "nosniff")
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(reply_id=reply_id):
+            refusal = _too_large(scope)
+            await (refusal or self.app)(scope, receive, send_reply)
+            # Clients poll ten times a second: reads are for debugging.
+            write = log.debug if scope["method"] == "GET" and status < 500 else log.info
+            write(
+                "http",
+                method=scope["method"],
+                path=_route_of(scope),
+                status=status,
+                ms=round((time.perf_counter() - started) * 1000, 1),
+            )
+
+
+def _route_of(scope: Scope) -> str:
+    """The route's template: a file's path is a permission to read it, and stays out of logs."""
+    route = scope.get("route")
+    return str(route.path if route is not None else scope["path"][:MAX_SHOWN_PATH])
+
+
+def _too_large(scope: Scope) -> Response | None:
+    target = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
+    if target > MAX_TARGET_BYTES:
+        return JSONResponse(request_error("uri_too_long", "The URL is too long."), 414)
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+        return JSONResponse(request_error("headers_too_large", "The headers are too large."), 431)
+    return None
+
+
+def install(app: FastAPI) -> None:
+    """Middleware and exception handlers."""
+    app.add_middleware(Replies)
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _invalid_parameters)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    for kind in (OperationalError, InterfaceError, PoolTimeout, ConnectionError, StorageError):
+        app.add_exception_handler(kind, _unavailable)
+    app.add_exception_handler(Exception, _bug)
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return error.response()
+
+
+async def _invalid_parameters(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return InvalidInput.found(error.errors()).response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        path = request.url.path[:MAX_SHOWN_PATH]
+        return JSONResponse(request_error("not_found", f"Path {path} not found"), 404)
+    return JSONResponse(
+        request_error("bad_request", str(error.detail)), error.status_code, error.headers
+    )
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return JSONResponse(request_error("client_disconnected", "Client disconnected."), CLIENT_GONE)
+
+
+async def _unavailable(request: Request, error: Exception) -> Response:
+    log.error("http.unavailable", error=repr(error))
+    return Unavailable().response()
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    log.error("http.failed", path=_route_of(request.scope), exc_info=error)
+    return JSONResponse(
+        request_error("internal_error", "Internal Server Error"),
+        500,
+        # This answer is made outside of the middleware above.
+        {ERROR_TYPE: "internal_error", REQUEST_ID: request.state.reply_id},
+    )

@@ -1,0 +1,99 @@
+"""What the gateway does beside answering: sending wake-ups, and mending what went wrong."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from app.db.engine import AsyncDatabase
+from app.requests import outbox, reaper
+from app.requests.outbox import Send
+
+IDLE_S: Final = 5.0
+"""How often the outbox is looked at unasked: rows that another gateway or the reaper made due."""
+RETRY_S: Final = 1.0
+"""Pause after a broker's refusal; doubled up to `RETRY_AT_MOST_S`."""
+RETRY_AT_MOST_S: Final = 30.0
+
+log = structlog.get_logger()
+
+
+class Publisher:
+    """Sends wake-ups outside of any request's path; a dead broker delays them and nothing else."""
+
+    def __init__(self, database: AsyncDatabase, send: Send) -> None:
+        self._database = database
+        self._send = send
+        self._work = asyncio.Event()
+
+    def notify(self) -> None:
+        """There may be something to send now."""
+        self._work.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        pause = RETRY_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._work.wait(), IDLE_S)
+            self._work.clear()
+            if await _survive("publisher", self.publish):
+                pause = RETRY_S
+            else:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RETRY_AT_MOST_S)
+                self._work.set()
+
+    async def publish(self) -> bool:
+        """Send what is due. False: the broker refused some of it."""
+        wakes = await self._database.read(outbox.due)
+        if not wakes:
+            return True
+        sent = await asyncio.to_thread(outbox.send_all, wakes, self._send)
+        if sent:
+            await self._database.write(outbox.mark, sent)
+        if len(wakes) >= outbox.BATCH:
+            self._work.set()
+        return len(sent) == len(wakes)
+
+
+class Reaper:
+    """Runs `reaper.reap` every ``interval_s``."""
+
+    def __init__(
+        self,
+        database: AsyncDatabase,
+        on_queued: Callable[[], None],
+        *,
+        interval_s: float,
+        attempts_limit: int,
+    ) -> None:
+        self._database = database
+        self._on_queued = on_queued
+        self._interval_s = interval_s
+        self._attempts_limit = attempts_limit
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await _survive("reaper", self.reap)
+            await asyncio.sleep(self._interval_s)
+
+    async def reap(self) -> bool:
+        """One pass."""
+        reaped = await self._database.write(reaper.reap, self._attempts_limit)
+        if reaped:
+            log.info("reaper.pass", **vars(reaped))
+            self._on_queued()
+        return True
+
+
+async def _survive(name: str, step: Callable[[], Awaitable[bool]]) -> bool:
+    """Run ``step``; whatever it raises is logged, for the next round may do better."""
+    try:
+        return await step()
+    except Exception as error:
+        log.warning(f"{name}.failed", error=repr(error))
+        return False

