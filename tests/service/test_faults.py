@@ -1,0 +1,129 @@
+"""Workers that die, are stopped or are cut short: every request ends once, with the same weights."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from app.broker import Choice
+from tests.service.harness import Stack, descendants, kill_group, stack, trainer_pid
+
+pytestmark = [pytest.mark.service, pytest.mark.timeout(500)]
+
+STEPS = 200
+
+
+def lora_of(service: Stack, archive: Path, to: Path) -> bytes:
+    """The LoRA of an undisturbed run."""
+    request = service.submit(archive, number_of_steps=STEPS)
+    response = service.wait(request)
+    assert response.status_code == 200, response.text
+    return service.download(response.json()["lora_file"], to).read_bytes()
+
+
+def test_kill_9_of_the_worker_resumes_from_its_checkpoint(
+    broker: Choice, clips: Path, tmp_path: Path
+) -> None:
+    with stack(tmp_path / "service", broker) as service:
+        request = service.submit(clips, number_of_steps=STEPS)
+        reached = service.wait_for_step(request, 40)
+        kill_group(service.gpu_worker)
+        service.gpu_worker.start(service.service.env)
+        response = service.wait(request)
+        assert response.status_code == 200, response.text
+        resumed = service.download(response.json()["lora_file"], tmp_path / "resumed").read_bytes()
+        assert service.attempts(request) == [
+            ("prepare", "advanced"),
+            ("train", "lost"),
+            ("train", "completed"),
+        ]
+        log = service.log(request)
+        assert "Resuming from step" in log
+        again = min(e["step"] for e in service.events(request, "step") if e["id"] > 0)
+        assert again <= reached
+        assert resumed == lora_of(service, clips, tmp_path / "whole")
+
+
+def test_kill_9_of_the_trainer_only(clips: Path, tmp_path: Path) -> None:
+    """The out-of-memory killer's favourite: the worker lives and goes on at once."""
+    with stack(tmp_path / "service") as service:
+        request = service.submit(clips, number_of_steps=STEPS)
+        service.wait_for_step(request, 30)
+        os.kill(trainer_pid(service.gpu_worker), signal.SIGKILL)
+        response = service.wait(request)
+        assert response.status_code == 200, response.text
+        assert service.attempts(request)[1:] == [("train", "retried"), ("train", "completed")]
+
+
+def test_poison_ends_after_three_attempts(clips: Path, tmp_path: Path) -> None:
+    with stack(tmp_path / "service") as service:
+        request = service.submit(clips, number_of_steps=20000)
+        for attempt in range(1, 4):
+            service.until(
+                lambda attempt=attempt: len(service.attempts(request)) == attempt + 1, 60, request
+            )
+            service.until(lambda: bool(_trainer(service)), 30, request)
+            os.kill(trainer_pid(service.gpu_worker), signal.SIGKILL)
+        response = service.wait(request, 60)
+        assert response.status_code == 500
+        assert "killed" in response.json()["detail"][0]["msg"]
+        assert response.headers["x-fal-billable-units"] == "0"
+        outcomes = [outcome for _, outcome in service.attempts(request)[1:]]
+        assert outcomes == ["retried", "retried", "failed"]
+        assert service.wait(service.submit(clips)).status_code == 200
+
+
+def test_sigterm_gives_the_request_back_without_using_an_attempt(
+    clips: Path, tmp_path: Path
+) -> None:
+    with stack(tmp_path / "service") as service:
+        request = service.submit(clips, number_of_steps=STEPS)
+        service.wait_for_step(request, 25)
+        worker = service.gpu_worker
+        worker.signal(signal.SIGTERM)
+        assert worker.process is not None
+        assert worker.process.wait(60) == 0
+        assert service.status(request)["status"] == "IN_QUEUE"
+        worker.start(service.service.env)
+        response = service.wait(request)
+        assert response.status_code == 200, response.text
+        assert service.attempts(request)[1:] == [("train", "released"), ("train", "completed")]
+
+
+def test_frozen_worker_writes_nothing_after_it_was_replaced(clips: Path, tmp_path: Path) -> None:
+    """SIGSTOP past the lease, another worker takes over, SIGCONT: the loser must leave quietly."""
+    with stack(tmp_path / "service") as service:
+        request = service.submit(clips, number_of_steps=STEPS)
+        service.wait_for_step(request, 25)
+        frozen = service.gpu_worker
+        assert frozen.process is not None
+        pids = [frozen.process.pid, *descendants(frozen.process.pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        frozen_process = frozen.process
+        frozen.start(service.service.env)
+        try:
+            service.until(
+                lambda: [o for _, o in service.attempts(request)][1:2] == ["lost"], 60, request
+            )
+            service.until(lambda: len(service.attempts(request)) == 3, 60, request)
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            response = service.wait(request)
+        finally:
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            frozen_process.wait()
+        assert response.status_code == 200, response.text
+        assert service.attempts(request)[1:] == [("train", "lost"), ("train", "completed")]
+
+
+def _trainer(service: Stack) -> int | None:
+    try:
+        return trainer_pid(service.gpu_worker)
+    except (AssertionError, OSError):
+        return None

@@ -1,0 +1,139 @@
+"""One attempt at one stage of one request, from the claim to its end."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from app import modes
+from app.db.models import Stage
+from app.modes.base import AnyMode
+from app.modes.common import TrainerRequest
+from app.requests import lifecycle
+from app.requests.lifecycle import Claim, LeaseLost
+from workers.failures import Failure, our_fault
+from workers.forward import Forwarder
+from workers.lease import LeaseKeeper
+from workers.runtime import Runtime
+from workers.workdir import work_dir
+
+log = structlog.get_logger()
+
+
+class Cancelled(Exception):
+    """Its user wants it to end."""
+
+
+class Released(Exception):
+    """This worker was asked to stop; somebody else goes on."""
+
+
+@dataclass
+class Attempt:
+    """What a stage's code works with. `check` is called often, wherever stopping is safe."""
+
+    runtime: Runtime
+    claim: Claim
+    lease: LeaseKeeper
+    forward: Forwarder
+    folder: Path
+    mode: AnyMode
+    request: TrainerRequest
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def request_id(self) -> str:
+        return self.claim.request_id
+
+    def key(self, *parts: str) -> str:
+        """A storage key below this request's own prefix."""
+        return "/".join((self.claim.storage_prefix, *parts))
+
+    @property
+    def cancel_requested(self) -> bool:
+        return self.lease.cancel_requested or self.forward.cancel_requested
+
+    def check(self) -> None:
+        """Raises `LeaseLost`, `Cancelled` or `Released` when this attempt should end."""
+        if self.lease.lost:
+            raise LeaseLost(self.claim)
+        if self.cancel_requested:
+            raise Cancelled
+        if self.runtime.stopping():
+            raise Released
+
+
+Work = Callable[[Attempt], None]
+"""Does a stage and ends it (`advance`, `complete`), or raises."""
+
+
+def attempt_next(runtime: Runtime, stage: Stage, work: Work) -> bool:
+    """Claim the next request of ``stage`` and do it. False: there was none.
+
+    Whatever happens, the request is either ended, queued again, or left with a lease that runs out.
+    """
+    with runtime.database.write() as session:
+        claim = lifecycle.claim(
+            session,
+            stage,
+            runtime.worker,
+            runtime.settings.lease_s,
+            runtime.settings.attempts_limit,
+        )
+    if claim is None:
+        return False
+    with structlog.contextvars.bound_contextvars(
+        request_id=claim.request_id, attempt=claim.attempt, stage=claim.stage.value
+    ):
+        log.info("attempt.started")
+        try:
+            _attempt(runtime, claim, work)
+        except LeaseLost:
+            log.warning("attempt.lease_lost")
+        runtime.publish()
+    return True
+
+
+def _attempt(runtime: Runtime, claim: Claim, work: Work) -> None:
+    label = f"{claim.request_id}-{claim.attempt}"
+    with runtime.keep_lease(claim) as lease, work_dir(runtime.work_root, label) as folder:
+        forward = Forwarder(runtime.database, claim, claim.stage.value)
+        mode = modes.by_path(claim.mode)
+        attempt = Attempt(runtime, claim, lease, forward, folder, mode, mode.parse(claim.input))
+        try:
+            attempt.check()
+            work(attempt)
+        except Cancelled:
+            forward.flush()
+            with runtime.database.write() as session:
+                lifecycle.cancelled(session, claim)
+            log.info("attempt.cancelled")
+        except Released:
+            forward.flush()
+            with runtime.database.write() as session:
+                lifecycle.release(session, claim, "the worker is being stopped")
+            log.info("attempt.released")
+        except Failure as failure:
+            _fail(attempt, failure)
+        except LeaseLost:
+            raise
+        except Exception:
+            log.exception("attempt.crashed")
+            _fail(attempt, our_fault("Something failed on our side; nothing is billed."))
+
+
+def _fail(attempt: Attempt, failure: Failure) -> None:
+    attempt.forward.flush()
+    with attempt.runtime.database.write() as session:
+        state = lifecycle.fail(
+            session,
+            attempt.claim,
+            status=failure.status,
+            body=failure.body,
+            error=failure.error,
+            error_type=failure.error_type,
+            retryable=failure.retryable,
+        )
+    log.warning("attempt.failed", error=failure.error, state=str(state))

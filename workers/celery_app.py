@@ -1,0 +1,65 @@
+"""The workers' Celery app: ``celery -A workers.celery_app worker -Q cpu|gpu -c 1``.
+
+SIGTERM (a warm shutdown) is the way to stop a worker: the running training is asked to save a
+checkpoint and give its request back, which takes seconds, and then the worker ends.
+"""
+
+from multiprocessing.sharedctypes import RawValue
+from typing import Any
+
+from celery import Celery, signals
+
+from app.broker import make_celery
+from app.logging import configure
+from app.requests.outbox import TASKS
+from app.settings import Settings
+from workers.prepare import prepare_next
+from workers.runtime import Runtime
+from workers.train import train_next
+
+settings = Settings()
+celery: Celery = make_celery(
+    settings.redis_url.get_secret_value() if settings.redis_url else None, settings.data_dir
+)
+
+# Written by the main process, read by its forked child, so it must exist before the fork.
+# Without a lock: it is set in a signal handler.
+_stopping = RawValue("b", 0)
+
+_runtime: Runtime | None = None
+
+
+@signals.worker_shutting_down.connect
+def _remember_shutdown(**_: Any) -> None:
+    _stopping.value = 1
+
+
+@signals.setup_logging.connect
+def _configure_logging(**_: Any) -> None:
+    configure()
+
+
+@signals.worker_process_shutdown.connect
+def _stop_trainer(**_: Any) -> None:
+    if _runtime is not None and _runtime.trainer is not None:
+        _runtime.trainer.kill()
+
+
+def runtime() -> Runtime:
+    """This process's runtime, made on first use: after the fork, so nothing is shared."""
+    global _runtime
+    if _runtime is None:
+        _runtime = Runtime(settings, stopping=lambda: bool(_stopping.value))
+    return _runtime
+
+
+@celery.task(name=TASKS["cpu"])
+def prepare() -> None:
+    """Prepare the next dataset, if there is one."""
+    prepare_next(runtime())
+
+
+@celery.task(name=TASKS["gpu"])
+def train() -> None:
+    """Train the next LoRA, if one is prepared."""
+    train_next(runtime())

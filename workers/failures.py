@@ -1,0 +1,31 @@
+"""How a failed stage ends: fal's error body, and whether trying again could help."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.errors import model_error
+
+
+@dataclass(eq=False)
+class Failure(Exception):
+    """Ends a stage. A user's fault is a 422 that no retry can mend; ours a 500 that one may."""
+
+    status: int
+    body: Mapping[str, Any]
+    error: str
+    error_type: str
+    retryable: bool
+
+
+def users_fault(
+    message: str, *, error_type: str, field: str, ctx: Mapping[str, object] | None = None
+) -> Failure:
+    """``field`` is the request field whose change mends it."""
+    body = model_error(error_type, message, field, ctx)
+    return Failure(422, body, message, error_type, retryable=False)
+
+
+def our_fault(message: str, *, error_type: str = "internal_server_error") -> Failure:
+    """The text says what the user can do, if anything; the details are in the worker's log."""
+    return Failure(500, model_error(error_type, message), message, error_type, retryable=True)

@@ -1,0 +1,158 @@
+"""The prepare stage: from a URL to a prepared dataset in the store, or a report of why not."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from app.db.models import Stage
+from app.fetch import Downloaded, Fetcher, FetchError
+from app.requests import lifecycle
+from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE
+from preprocessing.report import DatasetReport
+from preprocessing.rules import DatasetRule
+from workers.attempt import Attempt, attempt_next
+from workers.children import POLL_S, ChildProcess, EventTail
+from workers.failures import our_fault, users_fault
+from workers.files import file_entry
+from workers.runtime import Runtime
+
+log = structlog.get_logger()
+
+PREPARED_FORMAT: Final = 1
+"""Part of the cache key: raised when the same archive and rule prepare to something else."""
+
+
+def prepare_next(runtime: Runtime) -> bool:
+    """Prepare the next queued request. False: there was none."""
+    return attempt_next(runtime, Stage.PREPARE, prepare)
+
+
+def prepare(attempt: Attempt) -> None:
+    """Download, prepare (or find it prepared), store dataset and report, queue for training."""
+    request = attempt.request
+    rule = attempt.mode.dataset_rule(request)
+    archive = attempt.folder / "archive"
+    download(attempt, request.training_data_url, archive)
+    key = prepared_key(archive, rule)
+    dataset = attempt.folder / "dataset"
+    storage = attempt.runtime.storage
+    if storage.stat(f"{key}/{MANIFEST_FILE}") is not None:
+        attempt.forward.log("This dataset was prepared before with the same settings; using that.")
+        storage.fetch_tree(key, dataset, last=MANIFEST_FILE)
+        store_report(attempt, dataset)
+    else:
+        run_preparation(attempt, archive, rule, dataset)
+        attempt.check()
+        storage.put_tree(key, dataset, last=MANIFEST_FILE)
+    archive.unlink()
+    prepared: dict[str, Any] = {"key": key}
+    if request.debug_dataset:
+        prepared["debug_dataset"] = store_debug_archive(attempt, dataset)
+    attempt.forward.flush()
+    with attempt.runtime.database.write() as session:
+        lifecycle.advance(session, attempt.claim, prepared)
+
+
+def download(attempt: Attempt, url: str, to: Path) -> Downloaded:
+    """Fetch the archive, with a line in the log every few seconds."""
+    settings = attempt.runtime.settings
+    said = time.monotonic()
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal said
+        attempt.check()
+        if time.monotonic() - said < 2.0:
+            return
+        said = time.monotonic()
+        of = f" of {total / 1e6:.0f}" if total else ""
+        attempt.forward.log(f"Downloading: {done / 1e6:.0f}{of} MB")
+        attempt.forward.progress(stage="download", done=done, total=total)
+        attempt.forward.feed(())
+
+    attempt.forward.progress(stage="download")
+    try:
+        got = Fetcher.of(settings, attempt.runtime.storage).download(
+            url, to, max_bytes=settings.max_archive_bytes, on_progress=progress
+        )
+    except FetchError as error:
+        if error.users_fault:
+            raise users_fault(
+                str(error), error_type=error.type, field="training_data_url", ctx=error.ctx
+            ) from error
+        raise our_fault(str(error)) from error
+    attempt.forward.log(f"Downloaded {got.size_bytes / 1e6:.1f} MB")
+    return got
+
+
+def prepared_key(archive: Path, rule: DatasetRule) -> str:
+    """Where this archive's prepared form belongs: its bytes and every setting that shapes it."""
+    with archive.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(f"\n{PREPARED_FORMAT}\n{rule.model_dump_json()}".encode())
+    return f"prepared/{digest.hexdigest()}"
+
+
+def run_preparation(attempt: Attempt, archive: Path, rule: DatasetRule, dataset: Path) -> None:
+    """Run `python -m preprocessing` and forward what it says. Raises `Failure` when it refuses."""
+    spec = attempt.folder / "rule.json"
+    spec.write_text(rule.model_dump_json())
+    processes = os.cpu_count() or 1
+    child = ChildProcess(
+        "preprocessing",
+        [str(archive), "--spec", str(spec), "--out", str(dataset), "--processes", str(processes)],
+        attempt.folder,
+    )
+    events = EventTail(dataset / "events.jsonl")
+    code = wait(attempt, child, events)
+    if (dataset / REPORT_FILE).exists():
+        store_report(attempt, dataset)
+    if code == ChildProcess.REFUSED:
+        problem = DatasetReport.load(dataset).problem
+        assert problem is not None
+        raise users_fault(
+            problem.message, error_type=problem.type, field=problem.field, ctx=problem.ctx
+        )
+    if code != 0:
+        log.error("preparation.crashed", code=code, stderr=child.stderr_tail())
+        raise our_fault("Preparing the dataset failed on our side; nothing is billed.")
+
+
+def wait(attempt: Attempt, child: ChildProcess, events: EventTail) -> int:
+    """Until the child ends. It is killed when the attempt must end first."""
+    try:
+        while True:
+            code = child.poll()
+            attempt.forward.feed(events.read())
+            if code is not None:
+                return code
+            attempt.check()
+            time.sleep(POLL_S)
+    finally:
+        child.kill()
+
+
+def store_report(attempt: Attempt, dataset: Path) -> None:
+    attempt.runtime.storage.put_file(
+        attempt.key(REPORT_FILE), dataset / REPORT_FILE, content_type="application/json"
+    )
+
+
+def store_debug_archive(attempt: Attempt, dataset: Path) -> dict[str, Any]:
+    """Make and store the archive of the prepared data as playable files."""
+    path = attempt.folder / "debug_dataset.zip"
+    child = ChildProcess(
+        "preprocessing", ["debug", str(dataset), "--out", str(path)], attempt.folder
+    )
+    if wait(attempt, child, EventTail(attempt.folder / "none")) != 0:
+        log.error("debug_archive.crashed", stderr=child.stderr_tail())
+        raise our_fault("Writing the debug dataset failed on our side; nothing is billed.")
+    stored = attempt.runtime.storage.put_file(
+        attempt.key("outputs", str(attempt.claim.attempt), path.name),
+        path,
+        content_type="application/zip",
+    )
+    return file_entry(stored, path.name)
