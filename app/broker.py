@@ -50,7 +50,7 @@ def make_celery(redis_url: str | None, data_dir: Path) -> Celery:
             "unacked_restore_throttle": 1,
         }
     else:
-        broker_url = f"{_FILES_SCHEME}://"
+        broker_url = f"{_FILES_SCHEME}://localhost//"
         folder = data_dir.resolve() / "broker"
         messages, control = folder / "messages", folder / "control"
         for part in (messages, control):

@@ -80,12 +80,16 @@ def run(out: Path) -> int:
                 return 1
             report = http.get(request["response_url"] + "/report")
             (out / "report.json").write_text(json.dumps(report.json(), indent=2))
+            stages = stage_seconds(http, request["response_url"])
             files = fetch_all(http, result, out)
             units = answer.headers.get("x-fal-billable-units")
-    _say("")
+    _say("\nstage times")
+    for stage, seconds in stages.items():
+        _say(f"{stage:>20}: {seconds:6.1f} s")
+    _say("\nfiles")
     for label, path in {"dataset report": out / "report.json", **files}.items():
-        _say(f"{label:>16}: {path} ({path.stat().st_size / 1e3:.0f} kB)")
-    _say(f"{'billed':>16}: {units} units")
+        _say(f"{label:>20}: {path} ({path.stat().st_size / 1e3:.0f} kB)")
+    _say(f"{'billed':>20}: {units} units")
     _say(
         f"done in {time.monotonic() - started:.0f} s. The model was `tiny`: everything ran for "
         "real, but its pictures are noise. Set REELSMITH_MODEL on a GPU host for the real one."
@@ -147,6 +151,22 @@ def follow(http: httpx.Client, status_url: str) -> None:
             return
         time.sleep(POLL_S)
     raise TimeoutError(f"not done after {LIMIT_S:.0f} s")
+
+
+def stage_seconds(http: httpx.Client, response_url: str) -> dict[str, float]:
+    """What each stage took, in the order of their first ends; repeated ones are added up."""
+    seconds: dict[str, float] = {}
+    after = 0
+    while True:
+        answer = http.get(response_url + "/events", params={"after": after})
+        page = answer.raise_for_status().json()["events"]
+        if not page:
+            return seconds
+        for event in page:
+            data = event["data"]
+            if event["kind"] == "stage" and data["state"] == "end":
+                seconds[data["name"]] = seconds.get(data["name"], 0.0) + data["seconds"]
+        after = page[-1]["id"]
 
 
 def fetch_all(http: httpx.Client, result: dict[str, Any], out: Path) -> dict[str, Path]:

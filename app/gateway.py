@@ -9,6 +9,7 @@ import structlog
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app import modes, replies
@@ -16,6 +17,7 @@ from app.auth import Authenticator
 from app.broker import Waker, make_celery
 from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
+from app.errors import Unavailable
 from app.logging import configure
 from app.requests.background import Publisher, Reaper
 from app.requests.endpoints import make_router
@@ -98,7 +100,11 @@ def _health(database: AsyncDatabase) -> APIRouter:
     @router.get("/ready")
     async def ready() -> dict[str, str]:
         """The process can take requests: its database answers. 503 otherwise."""
-        await database.read(_ping)
+        try:
+            await database.read(_ping)
+        except SQLAlchemyError as error:
+            log.error("gateway.not_ready", error=repr(error))
+            raise Unavailable from error
         return {"status": "ok"}
 
     return router

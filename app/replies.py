@@ -51,14 +51,15 @@ class Replies:
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
             scope["path"] = scope["path"].rstrip("/")
         started = time.perf_counter()
-        status = 0
+        status, request_id = 0, reply_id
 
         async def send_reply(message: Message) -> None:
-            nonlocal status
+            nonlocal status, request_id
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers.setdefault(REQUEST_ID, reply_id)
+                # The id of the request it is about, where it is about one.
+                request_id = headers.setdefault(REQUEST_ID, reply_id)
                 headers.setdefault("x-content-type-options", "nosniff")
             await send(message)
 
@@ -72,6 +73,7 @@ class Replies:
                 method=scope["method"],
                 path=_route_of(scope),
                 status=status,
+                request_id=request_id,
                 ms=round((time.perf_counter() - started) * 1000, 1),
             )
 

@@ -43,7 +43,14 @@ def driver_url(url: str, drivers: dict[str, str]) -> URL:
         raise UnsupportedDatabase(
             f"{backend!r} is not supported; give a sqlite:/// or postgresql:// URL"
         )
-    return parsed.set(drivername=drivers[backend])
+    url_for_driver = parsed.set(drivername=drivers[backend])
+    if drivers[backend] == "postgresql+asyncpg" and "sslmode" in parsed.query:
+        # asyncpg knows libpq's setting by another name.
+        sslmode = parsed.query["sslmode"]
+        return url_for_driver.difference_update_query(["sslmode"]).update_query_dict(
+            {"ssl": sslmode}
+        )
+    return url_for_driver
 
 
 class Database:

@@ -1,13 +1,12 @@
 """Which IP addresses are on the public internet.
 
 Python's ``is_global`` is not the answer: it calls public what leads inside (IPv4 embedded in IPv6,
-site-local, 6to4 relays, multicast; `spec/reliability.md` 0.9). An address counts as public when
-``is_global`` agrees, no network of `NOT_PUBLIC` holds it, and every IPv4 address that it embeds
-is public too.
+site-local, 6to4 relays, multicast; `spec/reliability.md` 0.9). An IPv4 address counts as public
+when ``is_global`` agrees and no network of `NOT_PUBLIC` holds it; an IPv6 address must be global
+unicast as well, or stand for a public IPv4 address.
 """
 
 import socket
-from collections.abc import Iterator
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -39,46 +38,38 @@ NOT_PUBLIC: Final[tuple[IPNetwork, ...]] = tuple(
             "203.0.113.0/24",
             "224.0.0.0/4",  # multicast
             "240.0.0.0/4",  # reserved, broadcast
-            "::/96",  # unspecified, loopback, IPv4-compatible
-            "64:ff9b:1::/48",  # NAT64 inside an organisation
-            "100::/64",  # discard
-            "2001::/23",  # protocol assignments, Teredo
-            "2001:db8::/32",
+            "2001::/23",  # protocol assignments, among them Teredo
+            "2001:db8::/32",  # documentation
+            "2002::/16",  # 6to4: embeds IPv4, and its relays are gone
             "3fff::/20",  # documentation
-            "5f00::/16",  # segment routing
-            "fc00::/7",  # unique local
-            "fe80::/10",
-            "fec0::/10",  # site-local
-            "ff00::/8",
         ),
     )
 )
 
 
+_GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
+_NAT64: Final = IPv6Network("64:ff9b::/96")
+"""A gateway turns it into IPv4: how hosts without IPv4 reach most of the internet."""
+
+
 def is_public(address: IPAddress) -> bool:
     """Whether a stranger's URL may lead to ``address``."""
-    if not address.is_global or address.is_multicast:
-        return False
-    if any(address in network for network in NOT_PUBLIC if network.version == address.version):
-        return False
-    return all(is_public(inner) for inner in _embedded(address))
+    if isinstance(address, IPv6Address):
+        inner = _embedded(address)
+        if inner is not None:
+            return is_public(inner)
+        if address not in _GLOBAL_UNICAST:
+            return False
+    return address.is_global and not any(
+        address in network for network in NOT_PUBLIC if network.version == address.version
+    )
 
 
-def _embedded(address: IPAddress) -> Iterator[IPv4Address]:
-    """IPv4 addresses that a gateway on the way may turn an IPv6 address into."""
-    if not isinstance(address, IPv6Address):
-        return
-    value = int(address)
-    if address.ipv4_mapped is not None:
-        yield address.ipv4_mapped
+def _embedded(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that is connected in the place of this one."""
     if address in _NAT64:
-        yield IPv4Address(value & 0xFFFF_FFFF)
-    if address in _SIX_TO_FOUR:
-        yield IPv4Address(value >> 80 & 0xFFFF_FFFF)
-
-
-_NAT64: Final = IPv6Network("64:ff9b::/96")
-_SIX_TO_FOUR: Final = IPv6Network("2002::/16")
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped
 
 
 def unmapped(address: IPAddress) -> IPAddress:

@@ -135,7 +135,7 @@ class Fetcher:
                 wait_max=self._limits.wait_max_s,
                 wait_jitter=self._limits.wait_initial_s,
             ):
-                with attempt, _translated(target):
+                with attempt, _translated():
                     if time.monotonic() >= ends_at:
                         raise DownloadFailed(
                             f"The download from {target.host!r} took longer than "
@@ -296,13 +296,11 @@ def _paced(chunks: Iterator[bytes], limits: FetchLimits, target: Target) -> Iter
 
 
 @contextlib.contextmanager
-def _translated(target: Target) -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """httpcore's errors as ours."""
     try:
         yield
     except httpcore.ConnectError as error:
-        if isinstance(error.__cause__, ssl.SSLCertVerificationError):
-            raise DownloadFailed(f"The certificate of {target.host!r} is not valid.") from error
         raise _Interrupted("it can't be connected") from error
     except httpcore.TimeoutException as error:
         raise _Interrupted("it takes too long to answer") from error

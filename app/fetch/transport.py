@@ -7,6 +7,7 @@ from typing import Any
 
 import httpcore
 
+from app.fetch.errors import DownloadFailed
 from app.fetch.policy import FetchPolicy
 
 
@@ -91,7 +92,14 @@ class _BoundedStream(httpcore.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
         left = self._deadline.bound(timeout, httpcore.ConnectTimeout)
-        secured = self._stream.start_tls(ssl_context, server_hostname, left)
+        try:
+            secured = self._stream.start_tls(ssl_context, server_hostname, left)
+        except httpcore.ConnectError as error:
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                raise DownloadFailed(
+                    f"The certificate of {server_hostname!r} is not valid."
+                ) from error
+            raise
         return _BoundedStream(secured, self._deadline)
 
     def get_extra_info(self, info: str) -> Any:

@@ -103,7 +103,7 @@ def _add_queue(
     authenticate: Authenticator,
     storage: Storage,
 ) -> None:
-    def asked(
+    async def asked(
         request_id: Annotated[str, Path()], owner: Annotated[str, Depends(authenticate)]
     ) -> Asked:
         if not ID.fullmatch(request_id):

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from app.storage import ObjectMissing, Storage
-from preprocessing.manifest import REPORT_FILE
+
+REPORT_FILE: Final = "report.json"
+"""Of `preprocessing.manifest`, which the service does not import."""
 
 FILE_FIELDS: Final = ("content_type", "file_name", "file_size")
 """fal's File, beside its ``url``; a row has them beside the ``key``."""

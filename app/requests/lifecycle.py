@@ -363,7 +363,7 @@ def _owned(session: Session, claim: Claim, **values: Any) -> Request:
     row = _update_one(
         session,
         Request.id == claim.request_id,
-        Request.id == claim.request_id,
+        Request.lease_token == claim.token,
         Request.state == State.RUNNING,
         # An UPDATE needs a value; this one changes nothing.
         **(values or {"lease_token": claim.token}),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from sqlalchemy.orm import Session
 
 from app.clock import iso8601
@@ -15,6 +16,8 @@ from app.modes.common import TrainerRequest
 from app.requests import lifecycle, repository
 from app.requests.options import SubmitOptions
 from app.requests.schemas import Events, LiveEvent, LogEntry, RequestStatus, Status, Submitted
+
+log = structlog.get_logger()
 
 WIRE_STATUS: dict[str, Status] = {
     State.QUEUED: "IN_QUEUE",
@@ -71,6 +74,13 @@ class RequestService:
         )
         row, position = await self._database.write(_submit, new, options.max_queue_length)
         self._on_queued()
+        log.info(
+            "request.submitted",
+            request_id=row.id,
+            mode=mode.path,
+            # Without its query, which may hold the receiver's secret.
+            webhook=(options.webhook_url or "").partition("?")[0] or None,
+        )
         return Submitted(**self._reference(row), queue_position=position, gateway_request_id=row.id)
 
     async def status(self, asked: Asked, logs: bool) -> RequestStatus:
