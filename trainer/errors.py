@@ -2,9 +2,11 @@
 
 TrainingError
 ├── ModelError          the base model can't be used: wrong version, files missing
+├── ConditionError      a condition that leaves nothing to generate or nothing given
 ├── CapacityError       it does not fit on this machine
 ├── DivergedError       loss or weights became NaN or Inf
 ├── CheckpointError     no checkpoint can be read (a damaged one falls back to the one before)
+├── LoraFileError       a LoRA file can't be used: damaged, foreign, for another model
 └── ArtifactError       the finished LoRA failed its check
 """
 
@@ -20,6 +22,11 @@ class ModelError(TrainingError):
     error_type = "model_unavailable"
 
 
+class ConditionError(TrainingError):
+    error_type = "invalid_condition"
+    users_fault = True
+
+
 class CapacityError(TrainingError):
     error_type = "out_of_memory"
 
@@ -31,6 +38,11 @@ class DivergedError(TrainingError):
 
 class CheckpointError(TrainingError):
     error_type = "checkpoint_unreadable"
+
+
+class LoraFileError(TrainingError):
+    error_type = "lora_file_invalid"
+    users_fault = True
 
 
 class ArtifactError(TrainingError):

@@ -27,6 +27,8 @@ LORA_FILE = "lora.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 REEL_FILE = "reel.mp4"
+CHECKPOINT_MANIFEST = "manifest.json"
+"""The last file of a checkpoint directory: with it, the directory is whole."""
 
 
 class Control(StrEnum):
@@ -70,7 +72,7 @@ class Result(BaseModel):
     """Steps whose update is in the newest checkpoint or in the LoRA."""
     error_type: str | None = None
     error: str | None = None
-    """For the user: what failed and what to change. No paths, no traceback (that is in the log)."""
+    """For the user: what failed and what to change. No paths, no traceback (that is on stderr)."""
     users_fault: bool = False
     """True: the request or the dataset must change; False: trying again may help."""
 

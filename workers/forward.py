@@ -16,6 +16,9 @@ log = structlog.get_logger()
 FLUSH_S: Final = 1.0
 """At most one transaction a second for a child's events: SQLite has one writer."""
 
+STEP_LINE_S: Final = 5.0
+"""Between two log lines about steps; every step's loss is in the events."""
+
 KEPT: Final = frozenset({"stage", "step", "checkpoint", "preview"})
 """Kinds that go into the event table; `progress` only moves the row's progress."""
 
@@ -34,6 +37,7 @@ class Forwarder:
         self._events: list[Happened] = []
         self._changed = True
         self._flushed_at = 0.0
+        self._step_said_at = 0.0
         self.cancel_requested = False
 
     def log(self, message: str, level: str = "INFO") -> None:
@@ -52,11 +56,16 @@ class Forwarder:
                 self._logs.append(Log(data["message"], data["level"], ts=ts))
             elif kind == "stage":
                 self.progress(stage=data["name"])
+                if data["state"] == "end":
+                    self._logs.append(Log(f"{data['name']}: {data['seconds']:.1f} s", ts=ts))
             elif kind == "progress":
                 self.progress(stage=data["name"], done=data["done"], total=data["total"])
             elif kind == "step":
                 kept = ("step", "of", "loss", "lr", "step_time_s", "eta_s")
                 self.progress(stage="train", **{k: data.get(k) for k in kept})
+                self._say_step(data, ts)
+            elif kind == "preview":
+                self._logs.append(Log(f"Preview at step {data['step']}: {data['prompt']}", ts=ts))
             if kind in KEPT:
                 self._events.append(Happened(kind, data, ts=ts))
         if time.monotonic() - self._flushed_at < FLUSH_S:
@@ -66,6 +75,19 @@ class Forwarder:
         except OperationalError as error:
             # Kept and written with the next batch; the lease decides how long that may go on.
             log.warning("forward.database_away", error=str(error))
+
+    def _say_step(self, data: dict[str, Any], ts: float) -> None:
+        """A log line now and then, for whoever follows the log and not the events."""
+        if ts - self._step_said_at < STEP_LINE_S and data["step"] < data["of"]:
+            return
+        self._step_said_at = ts
+        self._logs.append(
+            Log(
+                f"step {data['step']}/{data['of']}  loss {data['loss']:.4f}  lr {data['lr']:.2e}  "
+                f"{data['step_time_s']:.2f} s/step  {duration(data['eta_s'])} left",
+                ts=ts,
+            )
+        )
 
     def flush(self) -> None:
         self._flushed_at = time.monotonic()
@@ -81,3 +103,11 @@ class Forwarder:
             )
         self._logs, self._events, self._changed = [], [], False
         self.cancel_requested = answer.cancel_requested
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: ``42 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,7 +1,6 @@
 """The prepare stage: from a URL to a prepared dataset in the store, or a report of why not."""
 
 import hashlib
-import os
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -100,10 +99,9 @@ def run_preparation(attempt: Attempt, archive: Path, rule: DatasetRule, dataset:
     """Run `python -m preprocessing` and forward what it says. Raises `Failure` when it refuses."""
     spec = attempt.folder / "rule.json"
     spec.write_text(rule.model_dump_json())
-    processes = os.cpu_count() or 1
     child = ChildProcess(
         "preprocessing",
-        [str(archive), "--spec", str(spec), "--out", str(dataset), "--processes", str(processes)],
+        [str(archive), "--spec", str(spec), "--out", str(dataset)],
         attempt.folder,
     )
     events = EventTail(dataset / "events.jsonl")

@@ -87,7 +87,7 @@ class Stack:
 
         def reached() -> bool:
             nonlocal newest
-            newest = max((e["step"] for e in self.events(request, "step")), default=0)
+            newest = max((e["data"]["step"] for e in self.events(request, "step")), default=0)
             return newest >= step
 
         self.until(reached, 90.0, request)

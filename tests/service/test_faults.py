@@ -1,7 +1,8 @@
-"""Workers that die, are stopped or are cut short: every request ends once, with the same weights."""
+"""Workers that die or are stopped: every request ends once, with the same weights."""
 
 import os
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,9 @@ def test_kill_9_of_the_worker_resumes_from_its_checkpoint(
         ]
         log = service.log(request)
         assert "Resuming from step" in log
-        again = min(e["step"] for e in service.events(request, "step") if e["id"] > 0)
-        assert again <= reached
+        steps = [event["data"]["step"] for event in service.events(request, "step")]
+        resumed_at = next(b for a, b in pairwise(steps) if b <= a)
+        assert reached - 20 < resumed_at <= reached + 10, "one checkpoint's work is lost at most"
         assert resumed == lora_of(service, clips, tmp_path / "whole")
 
 

@@ -62,7 +62,7 @@ def test_zip_to_lora(broker: Choice, clips: Path, tmp_path: Path) -> None:
         assert report["audio"]["trained"] is False
 
         steps = service.events(request, "step")
-        assert steps[-1]["step"] == 100
+        assert steps[-1]["data"]["step"] == 100
         assert len(service.events(request, "preview")) == 8
         assert service.attempts(request) == [("prepare", "advanced"), ("train", "completed")]
 

@@ -1,0 +1,177 @@
+"""Frames of one sample: chosen by time, fitted one by one, written as they come."""
+
+import bisect
+import struct
+from collections import defaultdict
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Final
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from PIL import ExifTags, Image
+
+from preprocessing.errors import MediaError
+from preprocessing.media.clip import Clip, FittedVideo
+from preprocessing.media.containers import MAX_IMAGE_PIXELS, open_image, open_video
+from preprocessing.media.decode import decoded, video_stream
+from preprocessing.media.errors import MissingFrames, TooShort
+from preprocessing.media.geometry import Cover, Orientation
+from preprocessing.media.graph import FrameFitter
+from preprocessing.media.probe import recount
+from preprocessing.media.timeline import FramePlan, Span, plan
+from preprocessing.media.walk import nothing_decodes
+from preprocessing.names import short
+from preprocessing.rules import DatasetRule
+
+IMAGE_FRAME_RATE: Final = Fraction(24)
+"""Frames per second of a still: LTX-2.3's own, so that it looks like a clip's first frame
+(`ltx-training.md` 1.7)."""
+
+SLOW: Final = 2.0
+"""Time scale above which a clip visibly crawls; worth a warning."""
+
+
+def fit_video(clip: Clip, span: Span, rule: DatasetRule, out: Path) -> FittedVideo:
+    """Write one sample from ``span`` to ``out``: uint8 [num_frames, height, width, 3], RGB.
+
+    Frames are chosen by `timeline.plan`, decoded, resized to cover, cut and converted one at a
+    time; nothing but a few source frames is held beside the memory-mapped output.
+
+    Raises `TooShort`, or `MediaError` where frames do not decode.
+    """
+    try:
+        return _fit(clip, span, rule, out)
+    except MissingFrames:
+        counted = recount(clip)
+    try:
+        return _fit(counted, Span(span.start, min(span.end, counted.whole.end)), rule, out)
+    except MissingFrames:
+        raise MediaError(
+            f"{short(clip.name)} is damaged: frames between {float(span.start):.1f} s and "
+            f"{float(span.end):.1f} s do not decode. Export it again.",
+            reason="unreadable",
+        ) from None
+
+
+def probe_and_fit_image(path: Path, name: str, rule: DatasetRule, out: Path) -> FittedVideo:
+    """Write a still PNG or JPEG as one frame [1, height, width, 3]. Raises `MediaError`."""
+    with open_image(path, name) as (container, _):
+        stream = video_stream(container, name, MAX_IMAGE_PIXELS)
+        frame = next(decoded(container, stream, name), None)
+        if frame is None:
+            raise nothing_decodes(name)
+        fitter = FrameFitter(rule.width, rule.height, lambda: None, name, _photo_orientation(path))
+        pixels = _create(out, 1, rule)
+        pixels[0] = fitter.fit(frame)
+    assert fitter.cover is not None
+    return FittedVideo(
+        start_s=0.0,
+        end_s=0.0,
+        num_source_frames=1,
+        num_frames=1,
+        frame_rate=IMAGE_FRAME_RATE,
+        width=rule.width,
+        height=rule.height,
+        scaled_width=fitter.cover.width,
+        scaled_height=fitter.cover.height,
+        time_scale=1.0,
+    )
+
+
+def _photo_orientation(path: Path) -> Orientation:
+    """How the camera was held. Read by Pillow: PyAV can't tell a mirror from a turn here."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            return Orientation.of_exif(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, ValueError, SyntaxError, struct.error):
+        # FFmpeg decoded it; what Pillow can't read is a broken note, not a broken picture.
+        return Orientation()
+
+
+def _fit(clip: Clip, span: Span, rule: DatasetRule, out: Path) -> FittedVideo:
+    chosen = plan(clip.timeline, span, rule)
+    if chosen is None:
+        raise _too_short(clip, span, rule)
+    cover = write_frames(clip, chosen, rule, out)
+    warnings = list(clip.warnings)
+    if chosen.time_scale > SLOW:
+        warnings.append(
+            f"only {chosen.num_source_frames} frames: played {float(chosen.time_scale):.1f} times "
+            "slower to fill the sample"
+        )
+    return FittedVideo(
+        start_s=float(chosen.window.start),
+        end_s=float(chosen.window.end),
+        num_source_frames=chosen.num_source_frames,
+        num_frames=rule.num_frames,
+        frame_rate=chosen.frame_rate,
+        width=rule.width,
+        height=rule.height,
+        scaled_width=cover.width,
+        scaled_height=cover.height,
+        time_scale=float(chosen.time_scale),
+        warnings=tuple(warnings),
+    )
+
+
+def write_frames(clip: Clip, chosen: FramePlan, rule: DatasetRule, out: Path) -> Cover:
+    """Decode, fit and write the chosen frames. Raises `MissingFrames` where one does not come."""
+    places: dict[int, list[int]] = defaultdict(list)
+    for place, index in enumerate(chosen.indices):
+        places[index].append(place)
+    first, last = min(places), max(places)
+    with open_video(clip.path, clip.name) as (container, _):
+        stream = video_stream(container, clip.name)
+        fitter = FrameFitter(rule.width, rule.height, lambda: stream.sample_aspect_ratio, clip.name)
+        pixels = _create(out, len(chosen.indices), rule)
+        for index, frame in _numbered(container, stream, clip, first):
+            if index in places:
+                targets = places.pop(index)
+                pixels[targets] = fitter.fit(frame)
+            if index >= last:
+                break
+    if places:
+        out.unlink()
+        raise MissingFrames
+    assert fitter.cover is not None
+    return fitter.cover
+
+
+def _numbered(
+    container: InputContainer, stream: VideoStream, clip: Clip, first: int
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decoded frames with their numbers, from somewhere at or before frame ``first`` on."""
+    if not clip.has_times:
+        yield from enumerate(decoded(container, stream, clip.name))
+        return
+    ticks = clip.timeline.ticks
+    if first:
+        container.seek(ticks[first], stream=stream)
+    for frame in decoded(container, stream, clip.name):
+        index = bisect.bisect_left(ticks, frame.pts if frame.pts is not None else ticks[-1] + 1)
+        if index < len(ticks) and ticks[index] == frame.pts:
+            yield index, frame
+
+
+def _create(
+    out: Path, num_frames: int, rule: DatasetRule
+) -> "np.memmap[tuple[int, ...], np.dtype[np.uint8]]":
+    shape = (num_frames, rule.height, rule.width, 3)
+    return np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=shape)
+
+
+def _too_short(clip: Clip, span: Span, rule: DatasetRule) -> TooShort:
+    there = len(clip.timeline.frames_in(span))
+    advice = (
+        "A still is not stretched; send it as an image."
+        if rule.auto_scale
+        else "Send a longer clip, ask for fewer frames, or turn on auto_scale_input."
+    )
+    return TooShort(
+        f"{short(clip.name)} has {there} frames where {rule.num_frames} are needed. {advice}",
+        ctx={"provided_frames": there, "min_frames": rule.num_frames},
+    )

@@ -1,0 +1,1 @@
+"""The service, from its tables to its HTTP."""

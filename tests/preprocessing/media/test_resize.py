@@ -1,0 +1,175 @@
+"""Resize-to-cover and crop against the reference's numbers, and against exact arithmetic."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.filter import Graph
+from safetensors.numpy import load_file
+
+from preprocessing.media.geometry import MAX_PHASE_ERROR, cover, crop_axis
+from preprocessing.media.graph import FrameFitter
+from tests.preprocessing.media.made import Picture
+
+BORDER = 4
+"""Pixels at the frame's own edge where bicubic kernels reach outside: the reference leaves out
+what is not there, swscale repeats the last pixel."""
+
+
+def cubic(x: np.ndarray) -> np.ndarray:
+    """Keys' kernel with a = -0.5."""
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def resize_matrix(source: int, size: int) -> np.ndarray:
+    """Antialiased bicubic as a matrix [size, source]; weights outside the picture are left out."""
+    ratio = source / size
+    support = max(ratio, 1.0)
+    centres = (np.arange(size) + 0.5) * ratio - 0.5
+    weights = cubic((np.arange(source)[None] - centres[:, None]) / support)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def reference(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The whole frame resized to cover in float64, then cropped: [height, width, 3]."""
+    source_height, source_width = picture.shape[:2]
+    fit = cover(Fraction(source_width), Fraction(source_height), width, height)
+    rows = resize_matrix(source_height, fit.height)
+    columns = resize_matrix(source_width, fit.width)
+    resized = np.einsum("yh,hwc,xw->yxc", rows, picture.astype(np.float64), columns, optimize=True)
+    return resized[fit.top : fit.top + height, fit.left : fit.left + width].clip(0, 255)
+
+
+def through_graph(frame: av.VideoFrame, width: int, height: int) -> np.ndarray:
+    return FrameFitter(width, height, lambda: None, "clip").fit(frame).astype(np.float64)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a - b) ** 2)))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", ["wide", "tall", "up", "odd"])
+def test_golden_pixels(golden_dir: Path, case: str) -> None:
+    golden = load_file(golden_dir / "10_preprocess.safetensors")
+    pictures, wanted = golden[f"{case}.in_u8"], golden[f"{case}.out"]
+    wanted = (wanted.transpose(0, 2, 3, 1) + 1) / 2 * 255
+    height, width = wanted.shape[1:3]
+    for picture, want in zip(pictures, wanted, strict=True):
+        exact = reference(picture, width, height)
+        assert np.abs(exact - want).max() < 0.01
+
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        got = through_graph(frame, width, height)
+        inside = np.s_[BORDER:-BORDER, BORDER:-BORDER]
+        assert np.abs(got - want)[inside].max() <= 2
+        assert np.abs(got - want).max() <= 4
+        assert psnr(got, want) >= 45
+        assert abs((got - want).mean()) <= 0.5
+
+
+def noisy_frame(width: int, height: int) -> av.VideoFrame:
+    """Smooth colours under strong noise in the luma, 4:2:0, BT.709 limited."""
+    y, x = np.mgrid[0:height, 0:width]
+    smooth = [128 + 80 * np.sin(x / 37 + y / 91), 128 + 80 * np.sin(x / 53 - y / 41)]
+    colors = np.stack([*smooth, 128 + 80 * np.cos(y / 67)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 12, (height, width, 1))
+    rgb = np.clip(colors + noise, 0, 255).astype(np.uint8)
+    frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
+        format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+    )
+    frame.colorspace, frame.color_range = 1, 1
+    return frame
+
+
+def full_chroma_rgb(frame: av.VideoFrame) -> Picture:
+    """The frame at its own size in RGB, by swscale's best (and slowest) means."""
+    graph = Graph()
+    size = f"video_size={frame.width}x{frame.height}"
+    graph.link_nodes(
+        graph.add("buffer", f"{size}:pix_fmt=yuv420p:time_base=1/1:colorspace=1:range=1"),
+        graph.add("scale", "flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"),
+        graph.add("format", "rgb24"),
+        graph.add("buffersink"),
+    ).configure()
+    frame.pts = 0
+    graph.push(frame)
+    return np.asarray(graph.vpull().to_ndarray(), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [
+        ((1920, 1080), (768, 768)),
+        ((1920, 1080), (448, 768)),
+        ((1280, 720), (512, 512)),
+        ((640, 480), (768, 448)),
+        ((1080, 1920), (960, 544)),
+        ((854, 480), (512, 288)),
+    ],
+    ids=str,
+)
+def test_quality_on_noise(source: tuple[int, int], size: tuple[int, int]) -> None:
+    """Gates of `reliability.md` 5.2: at least 45 dB and a bias of at most half a level."""
+    frame = noisy_frame(*source)
+    want = reference(full_chroma_rgb(frame), *size)
+    got = through_graph(frame, *size)
+    assert psnr(got, want) >= 45
+    assert abs((got - want).mean()) <= 0.5
+
+
+BUCKETS = [(512, 288), (512, 512), (288, 512), (768, 448), (768, 768), (960, 544), (544, 960)]
+SOURCES = [
+    (1920, 1080),
+    (1280, 720),
+    (3840, 2160),
+    (854, 480),
+    (720, 576),
+    (1080, 1920),
+    (321, 239),
+]
+
+
+@pytest.mark.parametrize("bucket", BUCKETS, ids=str)
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_cut_lands_on_the_sampling_points_of_the_whole(
+    source: tuple[int, int], bucket: tuple[int, int]
+) -> None:
+    fit = cover(Fraction(source[0]), Fraction(source[1]), *bucket)
+    assert fit.width >= bucket[0]
+    assert fit.height >= bucket[1]
+    assert fit.width == bucket[0] or fit.height == bucket[1]
+    axes = (source[0], fit.width, fit.left, bucket[0]), (source[1], fit.height, fit.top, bucket[1])
+    for length, scaled, left, size in axes:
+        cut = crop_axis(length, scaled, left, size, 2)
+        assert cut.start >= 0
+        assert cut.start + cut.length <= length
+        assert cut.start % 2 == 0
+        assert cut.trim >= 0
+        assert cut.trim + size <= cut.scaled
+        pixel = np.arange(size)
+        wanted = (left + pixel + 0.5) * length / scaled
+        given = cut.start + (cut.trim + pixel + 0.5) * cut.length / cut.scaled
+        assert np.abs(wanted - given).max() * scaled / length <= MAX_PHASE_ERROR + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("source", "bucket", "wanted"),
+    [
+        ((101, 50), (32, 32), (64, 32, 16, 0)),
+        ((40, 97), (64, 32), (64, 155, 0, 61)),
+        ((1920, 1080), (768, 768), (1365, 768, 298, 0)),
+        ((1920, 1080), (960, 544), (967, 544, 3, 0)),
+    ],
+    ids=str,
+)
+def test_cover(
+    source: tuple[int, int], bucket: tuple[int, int], wanted: tuple[int, int, int, int]
+) -> None:
+    fit = cover(Fraction(source[0]), Fraction(source[1]), *bucket)
+    assert (fit.width, fit.height, fit.left, fit.top) == wanted

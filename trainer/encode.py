@@ -1,0 +1,237 @@
+"""Encode once: frames, sound and captions to latents and contexts, on disk, before any step.
+
+    CACHE/latents/<hash>.safetensors    video [1, N, 128]; audio [1, T, C] where trained; fp32
+    CACHE/contexts/<hash>.safetensors   video [S, Dv], audio [S, Da]: connector output of one prompt
+
+A hash covers the bytes that were encoded, the model and the precision, so a second training of the
+same clips with another rank or learning rate encodes nothing, and a stale file is never found.
+Files appear whole (written aside, renamed); several jobs may share a cache.
+"""
+
+import gc
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from preprocessing.events import EventLog
+from preprocessing.manifest import Audio, Manifest, Sample
+from trainer.audio import log_mel
+from trainer.latents import (
+    VideoGeometry,
+    normalise_audio,
+    normalise_video,
+    num_audio_latents,
+    pack_audio,
+    pack_video,
+)
+from trainer.model import BaseModel
+from trainer.text import PromptContext
+
+_ENCODING_VERSION = "1"
+"""Raised when encoding changes: nothing cached before is then found."""
+
+
+@dataclass(frozen=True)
+class SampleLatents:
+    """One sample, encoded: ``video`` [1, N, 128], ``audio`` [1, T, C] or None; fp32, on the CPU."""
+
+    video: Tensor
+    audio: Tensor | None
+
+
+class Dataset:
+    """A prepared dataset and the hash of its bytes. Knows nothing of a model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = Manifest.load(folder)
+        self._sample_hashes = {
+            sample.id: self._hash_sample(sample) for sample in self.manifest.samples
+        }
+        digest = hashlib.sha256(self.manifest.model_dump_json().encode())
+        for sample in self.manifest.samples:
+            digest.update(self._sample_hashes[sample.id].encode())
+        self.hash = digest.hexdigest()
+
+    def sample_hash(self, sample: Sample) -> str:
+        return self._sample_hashes[sample.id]
+
+    def geometry(self, sample: Sample) -> VideoGeometry:
+        manifest = self.manifest
+        return VideoGeometry(
+            manifest.num_frames, manifest.height, manifest.width, sample.frame_rate
+        )
+
+    def _hash_sample(self, sample: Sample) -> str:
+        """Of what is encoded: pictures, sound, and the rate (it decides the audio's length)."""
+        audio = sample.audio if self.manifest.with_audio else None
+        settings = (str(sample.frame_rate), audio.sample_rate if audio else None)
+        digest = hashlib.sha256(repr(settings).encode())
+        for path in [sample.frames, *([audio.path] if audio else [])]:
+            with (self.folder / path).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+
+class EncodedCache:
+    """The cache folder, seen through one model at one precision."""
+
+    def __init__(self, cache: Path, base: BaseModel) -> None:
+        self._latents = cache / "latents"
+        self._contexts = cache / "contexts"
+        self._key = f"{_ENCODING_VERSION} {base.id} {base.fingerprint} {base.dtype}"
+
+    def latents_path(self, dataset: Dataset, sample: Sample) -> Path:
+        return self._latents / self._name(dataset.sample_hash(sample))
+
+    def context_path(self, prompt: str) -> Path:
+        return self._contexts / self._name(prompt)
+
+    def latents(self, dataset: Dataset, sample: Sample) -> SampleLatents:
+        tensors = load_file(self.latents_path(dataset, sample))
+        return SampleLatents(tensors["video"], tensors.get("audio"))
+
+    def context(self, prompt: str) -> PromptContext:
+        return PromptContext(**load_file(self.context_path(prompt)))
+
+    def _name(self, content: str) -> str:
+        digest = hashlib.sha256(f"{self._key}\0{content}".encode())
+        return f"{digest.hexdigest()}.safetensors"
+
+
+def encode_dataset(
+    dataset: Dataset,
+    prompts: Iterable[str],
+    base: BaseModel,
+    cache: EncodedCache,
+    events: EventLog,
+    *,
+    between: Callable[[], None],
+) -> None:
+    """Fill ``cache`` with every sample, every caption and ``prompts`` (of the previews).
+
+    One encoder is loaded at a time, only where something is missing, and freed before the next.
+    ``between`` runs between two items and may raise to stop.
+    """
+    manifest = dataset.manifest
+    captions = [sample.caption for sample in manifest.samples]
+    _encode_prompts([*captions, *prompts], base, cache, events, between)
+    _free_memory(base.device)
+    missing = [
+        sample for sample in manifest.samples if not _is_whole(cache.latents_path(dataset, sample))
+    ]
+    if not missing:
+        return
+    # Both VAEs together are 1 GB of the real model; every sample is then read from disk once.
+    video_vae = base.video_vae()
+    audio_vae = base.audio_vae() if manifest.with_audio else None
+    with events.stage("encode_latents"):
+        for done, sample in enumerate(missing, start=1):
+            between()
+            frames = np.load(dataset.folder / sample.frames, mmap_mode="r")
+            tensors = {"video": encode_video(frames, video_vae)}
+            if audio_vae is not None and sample.audio is not None:
+                wave = _waveform(dataset.folder, sample.audio)
+                geometry = dataset.geometry(sample)
+                tensors["audio"] = encode_audio(
+                    wave,
+                    sample.audio.sample_rate,
+                    audio_vae,
+                    num_frames=geometry.num_frames,
+                    frame_rate=geometry.frame_rate,
+                )
+            _save(cache.latents_path(dataset, sample), tensors)
+            events.emit("progress", name="encode_latents", done=done, total=len(missing))
+    del video_vae, audio_vae
+    _free_memory(base.device)
+
+
+@torch.no_grad()
+def encode_video(frames: np.ndarray, vae: AutoencoderKLLTX2Video) -> Tensor:
+    """uint8 [F, H, W, 3] -> normalised tokens [1, N, 128], fp32 on the CPU: the VAE's mean."""
+    pixels = torch.from_numpy(np.array(frames)).to(vae.device)
+    pixels = pixels.permute(3, 0, 1, 2)[None].to(vae.dtype) / 127.5 - 1
+    latents = vae.encode(pixels).latent_dist.mode().float()
+    return pack_video(normalise_video(latents, vae)).cpu()
+
+
+@torch.no_grad()
+def encode_audio(
+    waveform: Tensor,
+    sample_rate: int,
+    audio_vae: AutoencoderKLLTX2Audio,
+    *,
+    num_frames: int,
+    frame_rate: Fraction,
+) -> Tensor:
+    """[2, S] as long as ``num_frames`` -> normalised tokens [1, T, C], fp32 on the CPU.
+
+    T = round(F / fps * 25): the encoder can give one latent more, mostly past the end of the clip,
+    which would shift a suffix window (1.1, 1.10).
+    """
+    mel = log_mel(waveform[None].to(audio_vae.device), sample_rate)
+    latents = audio_vae.encode(mel.to(audio_vae.dtype)).latent_dist.mode().float()
+    num_latents = num_audio_latents(num_frames, frame_rate)
+    if latents.shape[2] < num_latents:
+        raise ValueError(f"{waveform.shape[-1]} samples are too short for {num_frames} frames")
+    return normalise_audio(pack_audio(latents[:, :, :num_latents]), audio_vae).cpu()
+
+
+def _encode_prompts(
+    prompts: Sequence[str],
+    base: BaseModel,
+    cache: EncodedCache,
+    events: EventLog,
+    between: Callable[[], None],
+) -> None:
+    unique = dict.fromkeys(prompts)
+    missing = [prompt for prompt in unique if not _is_whole(cache.context_path(prompt))]
+    if not missing:
+        return
+    encoder = base.text_encoder()
+    with events.stage("encode_text"):
+        for done, prompt in enumerate(missing, start=1):
+            between()
+            (context,) = encoder.encode([prompt])
+            tensors = {"video": context.video, "audio": context.audio}
+            _save(cache.context_path(prompt), tensors)
+            events.emit("progress", name="encode_text", done=done, total=len(missing))
+
+
+def _waveform(folder: Path, audio: Audio) -> Tensor:
+    return torch.from_numpy(np.load(folder / audio.path))
+
+
+def _is_whole(path: Path) -> bool:
+    """A header that fits the file's size; what a crash or a full disk left is encoded again."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool(file.keys())
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _free_memory(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

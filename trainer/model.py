@@ -1,0 +1,237 @@
+"""The base model: a folder in diffusers layout, of which one component at a time is loaded.
+
+`BaseModel.open` looks only at configs, so a wrong model is refused before a byte of weights is read
+(`ltx-training.md` 1.7, 2.6). Only LTX-2.3 fits: 2.0 and 2.5 have other modulation and other text
+sides, and their LoRAs are not interchangeable.
+"""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
+    FlowMatchEulerDiscreteScheduler,
+    LTX2VideoTransformer3DModel,
+)
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2VocoderWithBWE
+from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from trainer.errors import ModelError
+from trainer.text import TextEncoder
+from trainer.tiny import TINY, tiny_folder
+from trainer.transformer import drop_audio_branch
+
+EXAMPLE_MODEL = "diffusers/LTX-2.3-Diffusers"
+
+_COMPONENTS = (
+    "scheduler",
+    "vae",
+    "audio_vae",
+    "text_encoder",
+    "tokenizer",
+    "connectors",
+    "transformer",
+    "vocoder",
+)
+_LTX_2_3 = {"gated_attn": True, "cross_attn_mod": True, "rope_type": "split"}
+"""What an LTX-2.3 transformer's config says, besides `use_prompt_embeddings` false."""
+
+_FINGERPRINT_BYTES = 65536
+"""Of each end of a weight file. Whole files are 44 GB; two trainings never agree in both ends."""
+
+
+class BaseModel:
+    """A model that is known to be LTX-2.3. Every loader reads one component; the caller frees it.
+
+    Weights go straight to the device, in bf16 on CUDA and fp32 on the CPU; the audio VAE and the
+    vocoder are fp32 everywhere, as in the reference. All are frozen and in eval mode.
+    """
+
+    def __init__(self, id: str, folder: Path, device: torch.device) -> None:
+        self.id = id
+        self.folder = folder
+        self.device = device
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.is_tiny = id == TINY
+        _check_configs(id, folder)
+
+    @classmethod
+    def open(cls, name: str, cache: Path, device: torch.device | str) -> "BaseModel":
+        """``name`` is ``tiny`` (built into ``cache`` on first use), a folder, or a hub id.
+
+        Raises `ModelError` when it is not there, lacks components, or is not LTX-2.3.
+        """
+        device = torch.device(device)
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        if name == TINY:
+            return cls(TINY, tiny_folder(cache), device)
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return cls(folder.resolve().name, folder, device)
+        return cls(name, _download(name), device)
+
+    @property
+    def version_info(self) -> str:
+        """For config.json: which weights exactly."""
+        return f"LTX-2.3, {self.id}, {self.fingerprint}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all configs and of every weight file's size and ends (12 hex digits)."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix not in (".json", ".safetensors") or ".cache" in path.parts:
+                continue
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(self.folder).as_posix()} {size}\n".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(_FINGERPRINT_BYTES))
+                if size > _FINGERPRINT_BYTES:
+                    file.seek(max(_FINGERPRINT_BYTES, size - _FINGERPRINT_BYTES))
+                    digest.update(file.read())
+        return digest.hexdigest()[:12]
+
+    def weight_bytes(self, *components: str) -> int:
+        """Size of these components on disk."""
+        files = (file for name in components for file in (self.folder / name).glob("*.safetensors"))
+        return sum(file.stat().st_size for file in files)
+
+    def text_encoder(self) -> TextEncoder:
+        gemma = Gemma3ForConditionalGeneration.from_pretrained(
+            self.folder / "text_encoder", dtype=self.dtype, device_map={"": self.device}
+        )
+        return TextEncoder(
+            AutoTokenizer.from_pretrained(self.folder / "tokenizer"),
+            _frozen(gemma),
+            self._load(LTX2TextConnectors, "connectors", self.dtype),
+        )
+
+    def video_vae(self) -> AutoencoderKLLTX2Video:
+        return self._load(AutoencoderKLLTX2Video, "vae", self.dtype)
+
+    def audio_vae(self) -> AutoencoderKLLTX2Audio:
+        return self._load(AutoencoderKLLTX2Audio, "audio_vae", torch.float32)
+
+    def vocoder(self) -> LTX2VocoderWithBWE:
+        return self._load(LTX2VocoderWithBWE, "vocoder", torch.float32)
+
+    def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder / "scheduler")
+
+    def transformer(self, *, with_audio: bool) -> LTX2VideoTransformer3DModel:
+        """Without audio its audio weights (11.7 of 38 GB) are not even read."""
+        folder = self.folder / "transformer"
+        with torch.device("meta"):
+            config = LTX2VideoTransformer3DModel.load_config(folder)
+            transformer = LTX2VideoTransformer3DModel.from_config(config)
+        if not with_audio:
+            drop_audio_branch(transformer)
+        wanted = transformer.state_dict().keys()
+        tensors = _read_tensors(folder, wanted, self.device, self.dtype)
+        if missing := wanted - tensors.keys():
+            raise ModelError(
+                f"The transformer of {self.id} lacks {len(missing)} tensors, such as "
+                f"{min(missing)}. Download the model again."
+            )
+        transformer.load_state_dict(tensors, assign=True)
+        return _frozen(transformer)
+
+    def _load(self, kind: Any, component: str, dtype: torch.dtype) -> Any:
+        module = kind.from_pretrained(self.folder / component, torch_dtype=dtype)
+        return _frozen(module.to(self.device))
+
+
+def _frozen(module: nn.Module) -> Any:
+    return module.eval().requires_grad_(False)
+
+
+def _read_tensors(
+    folder: Path, wanted: Any, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for key in wanted & set(file.keys()):
+                tensors[key] = file.get_tensor(key).to(dtype)
+    return tensors
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # Configs first: a model of another version is refused before its weights are fetched.
+        configs = ("*.json", "*/*.json")
+        _check_configs(name, Path(snapshot_download(name, allow_patterns=list(configs))))
+        folders = [f"{component}/*" for component in _COMPONENTS]
+        return Path(snapshot_download(name, allow_patterns=["model_index.json", *folders]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"The model {name!r} is neither a folder here nor could it be downloaded "
+            f"({type(error).__name__}). Give a folder in diffusers layout, {TINY!r}, or a hub id "
+            f"such as {EXAMPLE_MODEL}; a gated model needs a token."
+        ) from error
+
+
+def _check_configs(id: str, folder: Path) -> None:
+    """Refuse by name what is not LTX-2.3 in diffusers layout."""
+    index = _config(folder / "model_index.json")
+    if index is None:
+        raise ModelError(
+            f"{id} has no model_index.json, so it is not in diffusers layout. Use a converted "
+            f"folder such as {EXAMPLE_MODEL}; single-file checkpoints are not read."
+        )
+    transformer = _config(folder / "transformer" / "config.json") or {}
+    connectors = _config(folder / "connectors" / "config.json") or {}
+    if version := _foreign_version(index, transformer, connectors):
+        raise ModelError(
+            f"{id} is {version}; only LTX-2.3 can be trained, and LoRAs do not carry over "
+            f"between the versions. Use {EXAMPLE_MODEL}."
+        )
+    if missing := [name for name in _COMPONENTS if not (folder / name).is_dir()]:
+        raise ModelError(f"{id} lacks {', '.join(missing)}. Download the whole model.")
+
+
+def _foreign_version(
+    index: dict[str, Any], transformer: dict[str, Any], connectors: dict[str, Any]
+) -> str | None:
+    if transformer.get("_class_name") != LTX2VideoTransformer3DModel.__name__:
+        return f"not an LTX-2 model ({transformer.get('_class_name') or 'no transformer config'})"
+    if (
+        not transformer.get("ff_bias", True)
+        or not transformer.get("use_prompt_adaln_single", True)
+        or transformer.get("use_keyframes_abs_pos_embedding", False)
+        or "Gemma4" in str(index.get("text_encoder"))
+    ):
+        return "LTX-2.5"
+    if transformer.get("use_prompt_embeddings", True) or not connectors.get(
+        "per_modality_projections", False
+    ):
+        return "LTX-2.0"
+    if wrong := {
+        key: transformer.get(key)
+        for key, value in _LTX_2_3.items()
+        if transformer.get(key) != value
+    }:
+        return f"an unknown LTX-2 variant ({wrong})"
+    return None
+
+
+def _config(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ModelError(f"{path.name} of the model can't be read: {error}") from error

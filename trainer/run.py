@@ -1,0 +1,344 @@
+"""One job, from its directory to its result: the story of a training, top to bottom."""
+
+import errno
+import gc
+import hashlib
+import json
+import shutil
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import LTX2VideoTransformer3DModel
+
+from preprocessing.events import EventLog
+from trainer.adapter import remove_adapter
+from trainer.check import check_artifact
+from trainer.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from trainer.decode import Decoder
+from trainer.encode import Dataset, EncodedCache, encode_dataset
+from trainer.errors import CapacityError, TrainingError
+from trainer.examples import Examples
+from trainer.job import Control, Job, JobDir, Result, write_atomically
+from trainer.loop import Hooks, Stopped, Trainer, train
+from trainer.lora_file import LoraMetadata, save_lora
+from trainer.model import BaseModel
+from trainer.preview import PreviewPrompt, find_previews, make_previews, preview_steps
+from trainer.reel import make_reel
+from trainer.spec import TrainingSpec
+from trainer.transformer import checkpoint_blocks
+
+INTERNAL_ERROR = "internal_error"
+"""Not foreseen: the process that had it should not be trusted with another job."""
+
+_STATUS: dict[Control, Literal["cancelled", "released"]] = {
+    Control.CANCEL: "cancelled",
+    Control.RELEASE: "released",
+}
+_ENCODER_HEADROOM_BYTES = 8 * 10**9
+"""Activations of an encoder at work, beside its weights."""
+
+
+class ModelCache:
+    """Keeps the last job's frozen transformer for the next one of the same kind."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, str, str, bool] | None = None
+        self._transformer: LTX2VideoTransformer3DModel | None = None
+
+    def transformer(self, base: BaseModel, *, with_audio: bool) -> LTX2VideoTransformer3DModel:
+        """Loaded at most once in a row; never carries an adapter when it is handed out."""
+        key = (base.id, base.fingerprint, str(base.device), with_audio)
+        if self._transformer is None or key != self._key:
+            self.clear()
+            self._transformer = base.transformer(with_audio=with_audio)
+            self._key = key
+        restore_base(self._transformer)
+        return self._transformer
+
+    def make_room(self, base: BaseModel) -> None:
+        """Before encoding: let go of the transformer where the encoders would not fit beside it."""
+        if self._transformer is None or base.device.type != "cuda":
+            return
+        needed = base.weight_bytes("text_encoder", "connectors") + _ENCODER_HEADROOM_BYTES
+        if torch.cuda.mem_get_info(base.device)[0] < needed:
+            self.clear()
+
+    def clear(self) -> None:
+        self._transformer = self._key = None
+        _collect()
+
+
+def restore_base(transformer: LTX2VideoTransformer3DModel) -> None:
+    """As loaded: no adapter, nothing recomputed."""
+    remove_adapter(transformer)
+    checkpoint_blocks(transformer, 0)
+
+
+def run_job(job_dir: Path, models: ModelCache) -> Result:
+    """Run the job in ``job_dir`` to its end, whatever that is; always writes result.json.
+
+    Nothing is raised: what went wrong is in the result, with a traceback on standard error.
+    """
+    directory = JobDir(job_dir)
+    directory.previews.mkdir(parents=True, exist_ok=True)
+    directory.checkpoints.mkdir(exist_ok=True)
+    with EventLog(directory.events) as events:
+        run = _Run(directory, models, events)
+        try:
+            run.train()
+            result = Result(status="completed", step=run.saved_step)
+        except Stopped as stopped:
+            result = Result(status=_STATUS[stopped.control], step=run.saved_step)
+        except Exception as error:
+            traceback.print_exc()  # for the operator; the events are the user's to read
+            result = _failure(error, run.saved_step)
+        finally:
+            run.clean_up()
+        directory.finish(result)
+    return result
+
+
+class _Run:
+    """One job on its way. ``saved_step`` is what a checkpoint (or the LoRA) has."""
+
+    def __init__(self, directory: JobDir, models: ModelCache, events: EventLog) -> None:
+        self.directory = directory
+        self.models = models
+        self.events = events
+        self.saved_step = 0
+        self._transformer: LTX2VideoTransformer3DModel | None = None
+
+    def train(self) -> None:
+        job = self.directory.load()
+        spec, validation = job.spec, job.spec.validation
+        base = BaseModel.open(job.model, self._path(job.cache), _device(job.device))
+        with self.events.stage("read_dataset"):
+            dataset = Dataset(self._path(job.dataset))
+        with_audio = dataset.manifest.with_audio
+        fingerprint = _fingerprint(spec, dataset, base)
+        checkpoint = self._find_checkpoint(job, fingerprint)
+
+        cache = EncodedCache(self._path(job.cache), base)
+        prompts = [entry.prompt for entry in validation.prompts]
+        wanted = [*prompts, validation.negative_prompt] if prompts else []
+        self.models.make_room(base)
+        encode_dataset(dataset, wanted, base, cache, self.events, between=self._stop_if_told)
+
+        with self.events.stage("load_transformer"):
+            transformer = self.models.transformer(base, with_audio=with_audio)
+            self._transformer = transformer
+        trainer = Trainer(transformer, spec, with_audio=with_audio)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        examples = Examples(dataset, cache, spec, base.device)
+        first = examples[0]
+        num_recomputed = trainer.plan_memory(first)
+        self.events.log(
+            f"Training on {base.device}: {len(examples)} samples of "
+            f"{first.video.tokens.shape[1]} tokens, {num_recomputed} of "
+            f"{len(transformer.transformer_blocks)} blocks recomputed, from step {trainer.step}"
+        )
+
+        def save(step: int) -> None:
+            path = save_checkpoint(
+                self.directory.checkpoints,
+                step=step,
+                fingerprint=fingerprint,
+                adapter=trainer.adapter(),
+                optimizer=trainer.optimizer,
+                metrics=self.directory.metrics,
+                previews=self.directory.previews,
+            )
+            self.saved_step = step
+            self.events.emit("checkpoint", step=step, path=str(path))
+
+        def preview(step: int) -> None:
+            if self._has_previews(step, prompts):
+                return
+            with self._may_lack_memory("previews"), self.events.stage("previews"):
+                make_previews(
+                    transformer,
+                    Decoder.open(base, with_audio=with_audio),
+                    [PreviewPrompt(prompt, cache.context(prompt)) for prompt in prompts],
+                    cache.context(validation.negative_prompt),
+                    validation,
+                    step=step,
+                    folder=self.directory.previews,
+                    events=self.events,
+                    with_audio=with_audio,
+                    should_stop=lambda: self.directory.told() is not None,
+                )
+            _collect()
+
+        hooks = Hooks(
+            told=self.directory.told,
+            save_checkpoint=save,
+            make_previews=preview,
+            checkpoint_every=job.checkpoint_every,
+            preview_steps=preview_steps(spec.num_steps, validation.at) if prompts else (),
+        )
+        with self.events.stage("train"):
+            train(trainer, examples, hooks, self.directory.metrics, self.events)
+        self._stop_if_told()
+
+        metadata = _metadata(spec, dataset, base)
+        save_lora(self.directory.lora, trainer.adapter(), metadata)
+        with self.events.stage("check"):
+            check_artifact(
+                self.directory.lora, transformer, _fresh(base, transformer, with_audio=with_audio)
+            )
+        config = config_json(spec, dataset, base)
+        write_atomically(self.directory.config, json.dumps(config, indent=2, ensure_ascii=False))
+        self._join_reel(prompts, spec.num_steps)
+
+    def clean_up(self) -> None:
+        """No adapter outlives its job."""
+        if self._transformer is not None:
+            restore_base(self._transformer)
+        self._transformer = None
+        _collect()
+
+    def _find_checkpoint(self, job: Job, fingerprint: str) -> Checkpoint | None:
+        """The one to resume from, its files put back; else the outputs are emptied."""
+        self.directory.metrics.unlink(missing_ok=True)
+        shutil.rmtree(self.directory.previews)
+        self.directory.previews.mkdir()
+        if job.resume_from is None:
+            return None
+        checkpoint = find_checkpoint(
+            self._path(job.resume_from),
+            fingerprint,
+            warn=lambda message: self.events.log(message, level="WARN"),
+        )
+        if checkpoint is not None:
+            checkpoint.restore_files(self.directory.metrics, self.directory.previews)
+            self.saved_step = checkpoint.step
+            self.events.log(f"Resuming from the checkpoint of step {checkpoint.step}")
+        return checkpoint
+
+    def _has_previews(self, step: int, prompts: list[str]) -> bool:
+        found = find_previews(self.directory.previews, prompts)
+        return sum(preview.step == step for preview in found) == len(prompts)
+
+    def _join_reel(self, prompts: list[str], num_steps: int) -> None:
+        previews = find_previews(self.directory.previews, prompts)
+        if previews:
+            with self.events.stage("reel"):
+                make_reel(previews, self.directory.reel, num_steps=num_steps)
+
+    @contextmanager
+    def _may_lack_memory(self, what: str) -> Iterator[None]:
+        """A picture that does not fit must not cost the training."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            self.events.log(f"No memory for {what}: left out. The training goes on.", level="WARN")
+
+    def _stop_if_told(self) -> None:
+        if control := self.directory.told():
+            raise Stopped(control)
+
+    def _path(self, path: Path) -> Path:
+        return self.directory.root / path
+
+
+def config_json(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> dict[str, object]:
+    """config.json: enough to set up inference, and to say what was trained."""
+    manifest = dataset.manifest
+    return {
+        "trigger_phrase": spec.trigger_phrase,
+        "training_type": spec.training_type,
+        "base_model": base.id,
+        "base_model_version": base.version_info,
+        "base_model_is_tiny": base.is_tiny,
+        "rank": spec.rank,
+        "alpha": spec.rank,
+        "number_of_steps": spec.num_steps,
+        "learning_rate": spec.learning_rate,
+        "width": manifest.width,
+        "height": manifest.height,
+        "number_of_frames": manifest.num_frames,
+        "frame_rate": str(manifest.samples[0].frame_rate),
+        "with_audio": manifest.with_audio,
+        "number_of_samples": len(manifest.samples),
+        "seed": spec.seed,
+        "conditions": [condition.model_dump() for condition in spec.conditions],
+        "dataset_sha256": dataset.hash,
+        "software": f"reelsmith {version('reelsmith')}",
+    }
+
+
+def _metadata(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> LoraMetadata:
+    manifest = dataset.manifest
+    return LoraMetadata(
+        training_type=spec.training_type,
+        rank=spec.rank,
+        steps=spec.num_steps,
+        width=manifest.width,
+        height=manifest.height,
+        num_frames=manifest.num_frames,
+        frame_rate=str(manifest.samples[0].frame_rate),
+        with_audio=manifest.with_audio,
+        trigger_phrase=spec.trigger_phrase,
+        dataset_hash=dataset.hash,
+        base_model=base.id,
+    )
+
+
+def _fresh(
+    base: BaseModel, transformer: LTX2VideoTransformer3DModel, *, with_audio: bool
+) -> Callable[[], LTX2VideoTransformer3DModel]:
+    """A base model for the check: read again on the CPU; on a GPU, where two need not fit, the
+    trained one without its adapter."""
+
+    def without_adapter() -> LTX2VideoTransformer3DModel:
+        remove_adapter(transformer)
+        return transformer
+
+    if base.device.type == "cuda":
+        return without_adapter
+    return lambda: base.transformer(with_audio=with_audio)
+
+
+def _failure(error: Exception, step: int) -> Result:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        error = CapacityError(
+            "The device ran out of memory. Use fewer frames, a lower resolution or a lower rank."
+        )
+    if isinstance(error, TrainingError):
+        return Result(
+            status="failed",
+            step=step,
+            error_type=error.error_type,
+            error=str(error),
+            users_fault=error.users_fault,
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        kind, message = "disk_full", "The disk of the training machine is full. Try again."
+    else:
+        kind = INTERNAL_ERROR
+        message = f"The trainer failed unexpectedly ({type(error).__name__}). Try again."
+    return Result(status="failed", step=step, error_type=kind, error=message)
+
+
+def _fingerprint(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> str:
+    """What a checkpoint belongs to. A resume with any of it changed is refused."""
+    parts = (spec.model_dump_json(), dataset.hash, base.fingerprint)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _collect() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,44 @@
+"""The child process that stays between jobs, so that the base model is loaded once.
+
+In: one JSON line per job, ``{"job_dir": "..."}``. Out: one line per job when it has ended,
+``{"job_dir": "...", "status": "..."}``. Whatever libraries print goes to standard error. It leaves
+when its input ends, after SIGTERM, when its parent dies, or after an error nobody foresaw, since
+CUDA may then be broken; the caller starts another.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from trainer.process import ReleaseOnSigterm
+from trainer.run import INTERNAL_ERROR, ModelCache, run_job
+
+
+def serve() -> int:
+    """Run jobs until the input ends; returns the exit status."""
+    replies = _claim_stdout()
+    models = ModelCache()
+    for line in sys.stdin:
+        if not line.strip():
+            continue
+        job_dir = Path(json.loads(line)["job_dir"])
+        with ReleaseOnSigterm(job_dir) as release:
+            result = run_job(job_dir, models)
+        replies.write(json.dumps({"job_dir": str(job_dir), "status": result.status}) + "\n")
+        replies.flush()
+        if release.received:
+            return 0
+        if result.status == "failed":
+            models.clear()
+        if result.error_type == INTERNAL_ERROR:
+            return 1
+    return 0
+
+
+def _claim_stdout() -> TextIO:
+    """The real standard output for us alone; file descriptor 1 becomes standard error."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return replies
