@@ -19,7 +19,7 @@ from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.errors import Unavailable
 from app.logging import configure
-from app.requests.background import Publisher, Reaper
+from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router
 from app.requests.outbox import Send
 from app.requests.service import RequestService
@@ -53,6 +53,7 @@ def create_app(
         interval_s=settings.reaper_interval_s,
         attempts_limit=settings.attempts_limit,
     )
+    sweeper = Sweeper(storage)
     authenticate = Authenticator.of(settings)
     service = RequestService(database, settings.public_url, publisher.notify)
 
@@ -60,7 +61,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(upgrade, settings.database_url)
         publisher.notify()
-        tasks = [asyncio.create_task(part.run()) for part in (publisher, reaper)]
+        tasks = [asyncio.create_task(part.run()) for part in (publisher, reaper, sweeper)]
         log.info("gateway.started", public_url=settings.public_url, model=settings.model)
         try:
             yield

@@ -92,7 +92,8 @@ def attempt_next(runtime: Runtime, stage: Stage, work: Work) -> bool:
             _attempt(runtime, claim, work)
         except LeaseLost:
             log.warning("attempt.lease_lost")
-        runtime.publish()
+        if not runtime.stopping():  # else it would wake itself; the gateway does it in a moment
+            runtime.publish()
     return True
 
 

@@ -8,6 +8,7 @@ from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 from celery import Celery, signals
+from celery.exceptions import Reject
 
 from app.broker import make_celery
 from app.logging import configure
@@ -56,10 +57,17 @@ def runtime() -> Runtime:
 @celery.task(name=TASKS["cpu"])
 def prepare() -> None:
     """Prepare the next dataset, if there is one."""
-    prepare_next(runtime())
+    prepare_next(_willing_runtime())
 
 
 @celery.task(name=TASKS["gpu"])
 def train() -> None:
     """Train the next LoRA, if one is prepared."""
-    train_next(runtime())
+    train_next(_willing_runtime())
+
+
+def _willing_runtime() -> Runtime:
+    """A worker on its way out takes nothing new: it hands the wake-up to the others."""
+    if _stopping.value:
+        raise Reject("this worker is being stopped", requeue=True)
+    return runtime()

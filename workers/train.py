@@ -77,8 +77,6 @@ def make_job(
     except ObjectMissing as error:
         raise our_fault("The prepared dataset is gone from the store; submit it again.") from error
     resume_from = checkpoints.fetch_newest(attempt.folder / "resume")
-    if resume_from is not None:
-        attempt.forward.log(f"Resuming from {resume_from.name.replace('-', ' ')}")
     job_dir.root.mkdir()
     job_dir.create(
         Job(

@@ -10,12 +10,17 @@ import structlog
 from app.db.engine import AsyncDatabase
 from app.requests import outbox, reaper
 from app.requests.outbox import Send
+from app.storage import Storage
+from app.storage.multipart import sweep_parts
 
 IDLE_S: Final = 5.0
 """How often the outbox is looked at unasked: rows that another gateway or the reaper made due."""
 RETRY_S: Final = 1.0
 """Pause after a broker's refusal; doubled up to `RETRY_AT_MOST_S`."""
 RETRY_AT_MOST_S: Final = 30.0
+SWEEP_EVERY_S: Final = 900.0
+ABANDONED_AFTER_S: Final = 24 * 3600.0
+"""A write that has not ended by then never will: the slowest upload allowed takes six hours."""
 
 log = structlog.get_logger()
 
@@ -87,6 +92,31 @@ class Reaper:
         if reaped:
             log.info("reaper.pass", **vars(reaped))
             self._on_queued()
+        return True
+
+
+class Sweeper:
+    """Makes the store ready, then removes what interrupted writes and uploads left in it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._prepared = False
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            swept = await _survive("sweeper", self.sweep)
+            await asyncio.sleep(SWEEP_EVERY_S if swept else RETRY_AT_MOST_S)
+
+    async def sweep(self) -> bool:
+        """One pass."""
+        if not self._prepared:
+            await asyncio.to_thread(self._storage.prepare)
+            self._prepared = True
+        writes = await asyncio.to_thread(self._storage.sweep, ABANDONED_AFTER_S)
+        uploads = await asyncio.to_thread(sweep_parts, self._storage)
+        if writes or uploads:
+            log.info("sweeper.pass", writes=writes, uploads=uploads)
         return True
 
 

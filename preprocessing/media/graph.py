@@ -55,6 +55,9 @@ class FrameFitter:
         Raises `MediaError` where a frame is too small or crooked.
         """
         look = look_at(frame, self._pixel_aspect(), self._name, self._orientation)
+        # Asked once: to list a frame's side data ties the frame into a reference cycle, and a cycle
+        # holds its pixels until the garbage collector comes.
+        self._orientation = look.orientation
         if look not in self._graphs:
             if min(look.width, look.height) < MIN_SIDE:
                 raise too_small(self._name, look.width, look.height)

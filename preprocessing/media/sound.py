@@ -76,24 +76,18 @@ class _Track:
         self.notes: list[str] = []
         with open_video(clip.path, clip.name) as (container, _):
             stream = sound_stream(container)
-            frames = _frames_from(container, stream, clip.origin + start) if stream else iter(())
-            first = next(frames, None)
-            if first is None and stream:
-                # Nothing at or after the window: the track is shorter than the video.
-                first = next(_frames_from(container, stream, Fraction(0)), None)
-            if first is None:
+            if stream is None or clip.facts.audio is None:
                 raise MediaError(
                     f"{short(clip.name)} has no sound that can be decoded.", reason="no_audio"
                 )
-            self.sample_rate = first.sample_rate
+            self.sample_rate = clip.facts.audio.sample_rate
             self._start = clip.origin + start
             self.samples = np.zeros((2, round((end - start) * self.sample_rate)), np.float32)
             self._next: int | None = None
             self._converters: dict[tuple[str, str, int], av.AudioResampler] = {}
-            if first.layout.nb_channels > 2:
-                self.notes.append(f"{first.layout.nb_channels} channels mixed down to stereo")
-            self._place(first)
-            for frame in frames:
+            if clip.facts.audio.channels > 2:
+                self.notes.append(f"{clip.facts.audio.channels} channels mixed down to stereo")
+            for frame in _frames_from(container, stream, clip.origin + start):
                 if not self._place(frame):
                     break
         finite = np.isfinite(self.samples)
@@ -137,7 +131,9 @@ def _frames_from(
     """Sound from a little before ``seconds`` of the container's time on."""
     assert stream.time_base is not None, "probing looked"
     tick = int((seconds - PREROLL_S) / stream.time_base)
-    container.seek(max(tick, stream.start_time or 0), stream=stream)
+    # Not to the very start: the first packets tell the decoder what to skip, and are lost by that.
+    if tick > (stream.start_time or 0):
+        container.seek(tick, stream=stream)
     return decoded_sound(container, stream)
 
 

@@ -1,8 +1,9 @@
 """Workers that die or are stopped: every request ends once, with the same weights."""
 
 import os
+import re
 import signal
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,13 @@ from tests.service.harness import Stack, descendants, kill_group, stack, trainer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(500)]
 
-STEPS = 200
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with stack(tmp_path_factory.mktemp("faults")) as running:
+        yield running
 
 
 def lora_of(service: Stack, archive: Path, to: Path) -> bytes:
@@ -28,7 +35,7 @@ def test_kill_9_of_the_worker_resumes_from_its_checkpoint(
 ) -> None:
     with stack(tmp_path / "service", broker) as service:
         request = service.submit(clips, number_of_steps=STEPS)
-        reached = service.wait_for_step(request, 40)
+        reached = service.wait_for_step(request, 30)
         kill_group(service.gpu_worker)
         service.gpu_worker.start(service.service.env)
         response = service.wait(request)
@@ -39,89 +46,83 @@ def test_kill_9_of_the_worker_resumes_from_its_checkpoint(
             ("train", "lost"),
             ("train", "completed"),
         ]
-        log = service.log(request)
-        assert "Resuming from step" in log
-        steps = [event["data"]["step"] for event in service.events(request, "step")]
-        resumed_at = next(b for a, b in pairwise(steps) if b <= a)
-        assert reached - 20 < resumed_at <= reached + 10, "one checkpoint's work is lost at most"
+        resumed_at = re.search(r"Resuming from the checkpoint of step (\d+)", service.log(request))
+        assert resumed_at is not None
+        assert int(resumed_at[1]) > reached - 20, "one checkpoint's work is lost at most"
         assert resumed == lora_of(service, clips, tmp_path / "whole")
 
 
-def test_kill_9_of_the_trainer_only(clips: Path, tmp_path: Path) -> None:
+def test_kill_9_of_the_trainer_only(service: Stack, clips: Path) -> None:
     """The out-of-memory killer's favourite: the worker lives and goes on at once."""
-    with stack(tmp_path / "service") as service:
-        request = service.submit(clips, number_of_steps=STEPS)
-        service.wait_for_step(request, 30)
+    request = service.submit(clips, number_of_steps=STEPS)
+    service.wait_for_step(request, 30)
+    os.kill(trainer_pid(service.gpu_worker), signal.SIGKILL)
+    response = service.wait(request)
+    assert response.status_code == 200, response.text
+    assert service.attempts(request)[1:] == [("train", "retried"), ("train", "completed")]
+
+
+def test_poison_ends_after_three_attempts(service: Stack, clips: Path) -> None:
+    request = service.submit(clips, number_of_steps=20000)
+    for attempt in range(1, 4):
+        service.until(
+            lambda attempt=attempt: len(service.attempts(request)) == attempt + 1, 60, request
+        )
+        service.until(lambda: bool(_trainer(service)), 30, request)
         os.kill(trainer_pid(service.gpu_worker), signal.SIGKILL)
-        response = service.wait(request)
-        assert response.status_code == 200, response.text
-        assert service.attempts(request)[1:] == [("train", "retried"), ("train", "completed")]
-
-
-def test_poison_ends_after_three_attempts(clips: Path, tmp_path: Path) -> None:
-    with stack(tmp_path / "service") as service:
-        request = service.submit(clips, number_of_steps=20000)
-        for attempt in range(1, 4):
-            service.until(
-                lambda attempt=attempt: len(service.attempts(request)) == attempt + 1, 60, request
-            )
-            service.until(lambda: bool(_trainer(service)), 30, request)
-            os.kill(trainer_pid(service.gpu_worker), signal.SIGKILL)
-        response = service.wait(request, 60)
-        assert response.status_code == 500
-        assert "killed" in response.json()["detail"][0]["msg"]
-        assert response.headers["x-fal-billable-units"] == "0"
-        outcomes = [outcome for _, outcome in service.attempts(request)[1:]]
-        assert outcomes == ["retried", "retried", "failed"]
-        assert service.wait(service.submit(clips)).status_code == 200
+    response = service.wait(request, 60)
+    assert response.status_code == 500
+    assert "killed" in response.json()["detail"][0]["msg"]
+    assert response.headers["x-fal-billable-units"] == "0"
+    outcomes = [outcome for _, outcome in service.attempts(request)[1:]]
+    assert outcomes == ["retried", "retried", "failed"]
+    assert service.wait(service.submit(clips)).status_code == 200
 
 
 def test_sigterm_gives_the_request_back_without_using_an_attempt(
-    clips: Path, tmp_path: Path
+    service: Stack, clips: Path
 ) -> None:
-    with stack(tmp_path / "service") as service:
-        request = service.submit(clips, number_of_steps=STEPS)
-        service.wait_for_step(request, 25)
-        worker = service.gpu_worker
-        worker.signal(signal.SIGTERM)
-        assert worker.process is not None
-        assert worker.process.wait(60) == 0
-        assert service.status(request)["status"] == "IN_QUEUE"
-        worker.start(service.service.env)
-        response = service.wait(request)
-        assert response.status_code == 200, response.text
-        assert service.attempts(request)[1:] == [("train", "released"), ("train", "completed")]
+    request = service.submit(clips, number_of_steps=STEPS)
+    service.wait_for_step(request, 25)
+    worker = service.gpu_worker
+    worker.signal(signal.SIGTERM)
+    assert worker.process is not None
+    assert worker.process.wait(60) == 0
+    assert service.status(request)["status"] == "IN_QUEUE"
+    worker.start(service.service.env)
+    response = service.wait(request)
+    assert response.status_code == 200, response.text
+    assert service.attempts(request)[1:] == [("train", "released"), ("train", "completed")]
 
 
-def test_frozen_worker_writes_nothing_after_it_was_replaced(clips: Path, tmp_path: Path) -> None:
+def test_frozen_worker_writes_nothing_after_it_was_replaced(service: Stack, clips: Path) -> None:
     """SIGSTOP past the lease, another worker takes over, SIGCONT: the loser must leave quietly."""
-    with stack(tmp_path / "service") as service:
-        request = service.submit(clips, number_of_steps=STEPS)
-        service.wait_for_step(request, 25)
-        frozen = service.gpu_worker
-        assert frozen.process is not None
-        pids = [frozen.process.pid, *descendants(frozen.process.pid)]
+    request = service.submit(clips, number_of_steps=STEPS)
+    service.wait_for_step(request, 25)
+    frozen = service.gpu_worker
+    assert frozen.process is not None
+    pids = [frozen.process.pid, *descendants(frozen.process.pid)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    frozen_process = frozen.process
+    frozen.start(service.service.env)
+    try:
+        service.until(
+            lambda: [o for _, o in service.attempts(request)][1:2] == ["lost"], 60, request
+        )
+        service.until(lambda: len(service.attempts(request)) == 3, 60, request)
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        frozen_process = frozen.process
-        frozen.start(service.service.env)
-        try:
-            service.until(
-                lambda: [o for _, o in service.attempts(request)][1:2] == ["lost"], 60, request
-            )
-            service.until(lambda: len(service.attempts(request)) == 3, 60, request)
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
-            response = service.wait(request)
-        finally:
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            frozen_process.wait()
-        assert response.status_code == 200, response.text
-        assert service.attempts(request)[1:] == [("train", "lost"), ("train", "completed")]
+            os.kill(pid, signal.SIGCONT)
+        response = service.wait(request)
+    finally:
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        frozen_process.wait()
+    assert response.status_code == 200, response.text
+    assert service.attempts(request)[1:] == [("train", "lost"), ("train", "completed")]
 
 
 def _trainer(service: Stack) -> int | None:

@@ -133,7 +133,7 @@ def _write_sound(container: Any, stream: Any, making: Making) -> None:
     step = 1024
     for at in range(0, making.sound.shape[1], step):
         part = np.ascontiguousarray(making.sound[:, at : at + step])
-        if making.sound_format == "flt":
+        if not making.sound_format.endswith("p"):
             part = np.ascontiguousarray(part.T.reshape(1, -1))
         frame = av.AudioFrame.from_ndarray(
             part, format=making.sound_format, layout=making.sound_layout

@@ -18,7 +18,6 @@ from tests.preprocessing.media.made import (
     make_clip,
     number_in,
     numbered,
-    numbered_clip,
     numbers_in,
     patch,
     rule,
@@ -114,10 +113,19 @@ def test_untagged_colours_by_their_size(
     assert "matrix: assumed" in facts.color
 
 
-@pytest.mark.parametrize("pixel_format", ["gbrp", "gbrp10le", "bgr0", "gray"])
-def test_rgb_and_gray(tmp_path: Path, pixel_format: str) -> None:
+@pytest.mark.parametrize(
+    ("codec", "pixel_format"),
+    [("libx264rgb", "rgb24"), ("ffv1", "gbrp10le"), ("ffv1", "bgr0"), ("ffv1", "gray")],
+)
+def test_rgb_and_gray(tmp_path: Path, codec: str, pixel_format: str) -> None:
     color = (90, 90, 90) if pixel_format == "gray" else RED
-    path = make_clip(tmp_path / "clip.mkv", [patch(color)], pixel_format=pixel_format, **LOSSLESS)
+    path = make_clip(
+        tmp_path / "clip.mkv",
+        [patch(color)],
+        codec=codec,
+        pixel_format=pixel_format,
+        options={"qp": "0"} if codec == "libx264rgb" else {},
+    )
     assert np.abs(fitted(path)[0] - np.array(color, float)).max() <= 1
 
 
@@ -221,11 +229,11 @@ def test_anamorphic_and_turned(tmp_path: Path) -> None:
 
 
 def woven(number: int) -> Picture:
-    """Two fields of a bar that moves 8 pixels between them, over a number."""
+    """Two fields of a bar that moves 4 pixels between them, over a number."""
     fields = []
     for time in (2 * number, 2 * number + 1):
         picture = numbered(number).copy()
-        left = 8 + 8 * time % 120
+        left = 8 + 4 * time
         picture[:, left : left + 16] = 250
         fields.append(picture)
     fields[0][1::2] = fields[1][1::2]
@@ -254,7 +262,7 @@ def test_interlaced_is_made_progressive_frame_for_frame(tmp_path: Path) -> None:
     assert combing(frames[4]) > 5
     assert max(combing(picture) for picture in pixels) < 2
     bars = [int(np.argmax(picture[:, :, 0].astype(int).mean(axis=0))) for picture in pixels]
-    assert bars == sorted(bars)
+    assert bars == sorted(set(bars)), "time runs forward"
 
 
 def with_alpha(number: int = 0) -> av.VideoFrame:
@@ -370,14 +378,7 @@ def test_odd_sizes(tmp_path: Path, size: tuple[int, int], pixel_format: str) -> 
 
 def test_size_that_changes_midway(tmp_path: Path) -> None:
     """Every frame is fitted by itself; VP8 may change its size at any key frame."""
-    parts = [
-        numbered_clip(
-            tmp_path / f"{width}.webm",
-            0,
-            codec="libvpx",
-        )
-        for width in ()
-    ]
+    parts = []
     path = tmp_path / "clip.webm"
     for start, size in ((0, (160, 96)), (10, (320, 192)), (20, (400, 300))):
         part = tmp_path / f"{start}.webm"
