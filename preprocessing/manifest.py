@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
+VALIDATION_FILE = "validation.json"
 
 
 def _to_fraction(value: object) -> Fraction:
@@ -41,6 +42,8 @@ class Sample(_Data):
     id: str
     frames: str
     audio: Audio | None = None
+    keep_mask: str | None = None
+    """What of the sample is given, reduced to latent cells (`preprocessing/latent_mask.py`)."""
     caption: str
     """As trained: the trigger phrase is already in it."""
     frame_rate: FrameRate
@@ -67,3 +70,28 @@ class Manifest(_Data):
 
     def save(self, folder: Path) -> None:
         (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=2), encoding="utf-8")
+
+
+class ValidationClip(_Data):
+    """The source of one preview, fitted to the validation size. Paths as in `Sample`."""
+
+    frames: str
+    """uint8 [F, H, W, 3] with F = 8k + 1, at most the validation's frame count."""
+    audio: Audio | None = None
+    keep_mask: str | None = None
+    num_frames: int
+    frame_rate: FrameRate
+
+
+class ValidationManifest(_Data):
+    """One clip for each validation entry, in their order."""
+
+    version: Literal[1] = 1
+    clips: tuple[ValidationClip, ...]
+
+    @classmethod
+    def load(cls, folder: Path) -> "ValidationManifest":
+        return cls.model_validate_json((folder / VALIDATION_FILE).read_bytes())
+
+    def save(self, folder: Path) -> None:
+        (folder / VALIDATION_FILE).write_text(self.model_dump_json(indent=2), encoding="utf-8")

@@ -1,13 +1,18 @@
 """What a training asks of its dataset: plain data, importable by the gateway (no torch, no av)."""
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 VIDEO_EXTENSIONS: Final = (".mp4", ".mov", ".avi", ".mkv")
 """The page's list for clips (fal, `/t2v`, Dataset Format)."""
 IMAGE_EXTENSIONS: Final = (".png", ".jpg", ".jpeg")
+
+MASK_IMAGE_EXTENSIONS: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+"""The page's list for a mask that holds for every frame (fal, `/inpaint`)."""
+MASK_SUFFIX: Final = "_mask"
+"""`clip01.mp4` has its mask in `clip01_mask.<ext>`."""
 
 LATENT_STRIDE_FRAMES: Final = 8
 """Pixel frames per latent frame after the first (causal video VAE)."""
@@ -63,8 +68,36 @@ class DatasetRule(BaseModel):
 
     trigger_phrase: str = ""
 
+    masks: bool = False
+    """Every clip brings `<name>_mask`, an image or a video: white is to be regenerated."""
+    unique_names: bool = False
+    """No base name twice in the whole archive, subfolders included."""
+
     @model_validator(mode="after")
     def _frames_are_a_latent_count(self) -> "DatasetRule":
         if self.num_frames != snap_num_frames(self.num_frames):
             raise ValueError(f"num_frames must be 8k + 1, not {self.num_frames}")
         return self
+
+
+class ValidationRule(BaseModel):
+    """What previews ask of the clips they are made from; a mode makes it from its request.
+
+    Clips play at ``frame_rate`` at their true speed. With ``anchor`` start, the first
+    ``num_frames`` are taken (fewer where the clip ends before: snapped down to 8k + 1); with end,
+    the last ones, filled up in front to 8k + 1 by repeating the first of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_frames: int = Field(ge=1, description="frames of the preview, 8k + 1")
+    frame_rate: int = Field(ge=1)
+    width: int = Field(ge=LATENT_STRIDE_PIXELS, multiple_of=LATENT_STRIDE_PIXELS)
+    height: int = Field(ge=LATENT_STRIDE_PIXELS, multiple_of=LATENT_STRIDE_PIXELS)
+    anchor: Literal["start", "end"] = "start"
+    min_frames: int = Field(default=9, ge=1)
+    """A clip with fewer, at ``frame_rate``, is refused: the kept window of an extension."""
+    masks: bool = False
+    with_audio: bool = False
+    """Every clip must have sound, and it is prepared along."""
+    audio_normalize: bool = True

@@ -50,6 +50,8 @@ class Job(BaseModel):
     spec: TrainingSpec
     dataset: Path
     """A folder of `preprocessing.manifest`."""
+    validation_clips: Path | None = None
+    """A folder of `preprocessing.manifest.ValidationManifest`, where previews need sources."""
     model: str
     """``tiny``, a folder in diffusers layout, or a hub id."""
     cache: Path

@@ -56,10 +56,10 @@ Condition = Annotated[Suffix | Prefix | KeepRectangle | SampleMask, Field(discri
 
 
 class ValidationPrompt(_Data):
-    """One preview. ``clip`` names a prepared source clip where the task needs one."""
+    """One preview. Where the task needs a source clip, the job's validation folder holds one for
+    each prompt, in the same order."""
 
     prompt: str
-    clip: str | None = None
 
 
 class ValidationSpec(_Data):
