@@ -194,9 +194,12 @@ def model_error(
 ) -> dict[str, Any]:
     """The body of an error found while working on a request, such as a bad dataset.
 
-    ``field`` is the request field whose change mends it; None blames the whole input.
+    ``field`` is the request field whose change mends it, ``validation.0.video_url`` one inside
+    others; None blames the whole input.
     """
-    return {"detail": [detail(["body", *([field] if field else [])], message, type, ctx)]}
+    parts = field.split(".") if field else []
+    loc = ["body", *(int(part) if part.isdecimal() else part for part in parts)]
+    return {"detail": [detail(loc, message, type, ctx)]}
 
 
 def request_error(error_type: str, message: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ DIR/manifest.json
 DIR/report.json                  the dataset report (`report.py`)
 DIR/samples/0001.frames.npy      uint8 [F, H, W, 3], RGB, C order, to be memory-mapped
 DIR/samples/0001.audio.npy       float32 [2, S] in [-1, 1], where audio is trained
+DIR/samples/0001.keep_mask.npy   bool [f, h, w], latent cells that are given, where clips have masks
+DIR/validation.json              of `prepare_validation`, with DIR/clips/0.frames.npy and so on
 """
 
 from fractions import Fraction
@@ -15,6 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
 VALIDATION_FILE = "validation.json"
+PROBLEM_FILE = "problem.json"
+"""Why validation clips were refused: a `preprocessing.report.Problem`."""
 
 
 def _to_fraction(value: object) -> Fraction:

@@ -7,6 +7,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from preprocessing.rules import LATENT_STRIDE_PIXELS
+
 NATIVE_FRAME_RATE: Final = 24
 """LTX-2.3's own rate, in frames per second."""
 
@@ -43,6 +45,24 @@ class KeepRectangle(_Data):
     frame_width: int
     frame_height: int
     """The frame the coordinates are meant in."""
+
+    def cells(self, width: int, height: int) -> tuple[range, range]:
+        """Latent columns and rows that are given in a frame of ``width`` x ``height`` pixels.
+
+        >>> KeepRectangle(left=128, top=128, right=640, bottom=640, frame_width=768,
+        ...     frame_height=768).cells(960, 544)  # 160..800 and 90..453
+        (range(5, 25), range(2, 14))
+        """
+
+        def along(start: int, end: int, meant_in: int, size: int) -> range:
+            scale = meant_in * LATENT_STRIDE_PIXELS
+            last = size // LATENT_STRIDE_PIXELS
+            return range(min(start * size // scale, last), min(end * size // scale, last))
+
+        return (
+            along(self.left, self.right, self.frame_width, width),
+            along(self.top, self.bottom, self.frame_height, height),
+        )
 
 
 class SampleMask(_Data):

@@ -1,6 +1,7 @@
 """The prepare stage: from a URL to a prepared dataset in the store, or a report of why not."""
 
 import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -10,12 +11,13 @@ import structlog
 from app.db.models import Stage
 from app.fetch import Downloaded, Fetcher, FetchError
 from app.requests import lifecycle
-from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE
-from preprocessing.report import DatasetReport
-from preprocessing.rules import DatasetRule
+from preprocessing.events import EVENTS_FILE
+from preprocessing.manifest import MANIFEST_FILE, PROBLEM_FILE, REPORT_FILE, VALIDATION_FILE
+from preprocessing.report import DatasetReport, Problem
+from preprocessing.rules import DatasetRule, ValidationRule
 from workers.attempt import Attempt, attempt_next
 from workers.children import POLL_S, ChildProcess, EventTail
-from workers.failures import our_fault, users_fault
+from workers.failures import Failure, our_fault, users_fault
 from workers.files import file_entry
 from workers.runtime import Runtime
 
@@ -33,9 +35,14 @@ def prepare_next(runtime: Runtime) -> bool:
 def prepare(attempt: Attempt) -> None:
     """Download, prepare (or find it prepared), store dataset and report, queue for training."""
     request = attempt.request
+    prepared: dict[str, Any] = {}
+    validation_rule = attempt.mode.validation_rule(request)
+    if validation_rule is not None:
+        # First: it takes seconds, and a wrong URL should not wait for a large archive.
+        prepared["validation"] = prepare_validation(attempt, validation_rule)
     rule = attempt.mode.dataset_rule(request)
     archive = attempt.folder / "archive"
-    download(attempt, request.training_data_url, archive)
+    download(attempt, request.training_data_url, archive, "training_data_url")
     key = prepared_key(archive, rule)
     dataset = attempt.folder / "dataset"
     storage = attempt.runtime.storage
@@ -48,7 +55,7 @@ def prepare(attempt: Attempt) -> None:
         attempt.check()
         storage.put_tree(key, dataset, last=MANIFEST_FILE)
     archive.unlink()
-    prepared: dict[str, Any] = {"key": key}
+    prepared["key"] = key
     if request.debug_dataset:
         prepared["debug_dataset"] = store_debug_archive(attempt, dataset)
     attempt.forward.flush()
@@ -56,8 +63,8 @@ def prepare(attempt: Attempt) -> None:
         lifecycle.advance(session, attempt.claim, prepared)
 
 
-def download(attempt: Attempt, url: str, to: Path) -> Downloaded:
-    """Fetch the archive, with a line in the log every few seconds."""
+def download(attempt: Attempt, url: str, to: Path, field: str) -> Downloaded:
+    """Fetch what a field of the request names, with a line in the log every few seconds."""
     settings = attempt.runtime.settings
     said = time.monotonic()
 
@@ -80,7 +87,7 @@ def download(attempt: Attempt, url: str, to: Path) -> Downloaded:
     except FetchError as error:
         if error.users_fault:
             raise users_fault(
-                str(error), error_type=error.type, field="training_data_url", ctx=error.ctx
+                str(error), error_type=error.type, field=field, ctx=error.ctx
             ) from error
         raise our_fault(str(error)) from error
     attempt.forward.log(f"Downloaded {got.size_bytes / 1e6:.1f} MB")
@@ -104,19 +111,53 @@ def run_preparation(attempt: Attempt, archive: Path, rule: DatasetRule, dataset:
         [str(archive), "--spec", str(spec), "--out", str(dataset)],
         attempt.folder,
     )
-    events = EventTail(dataset / "events.jsonl")
+    events = EventTail(dataset / EVENTS_FILE)
     code = wait(attempt, child, events)
     if (dataset / REPORT_FILE).exists():
         store_report(attempt, dataset)
     if code == ChildProcess.REFUSED:
         problem = DatasetReport.load(dataset).problem
         assert problem is not None
-        raise users_fault(
-            problem.message, error_type=problem.type, field=problem.field, ctx=problem.ctx
-        )
+        raise refused(problem)
     if code != 0:
         log.error("preparation.crashed", code=code, stderr=child.stderr_tail())
         raise our_fault("Preparing the dataset failed on our side; nothing is billed.")
+
+
+def refused(problem: Problem) -> Failure:
+    """What a library found wrong with the user's files, as the end of the request."""
+    return users_fault(
+        problem.message, error_type=problem.type, field=problem.field, ctx=problem.ctx
+    )
+
+
+def prepare_validation(attempt: Attempt, rule: ValidationRule) -> str:
+    """Fetch and fit the clips that previews are made from; returns where they are stored."""
+    folder = attempt.folder / "validation"
+    folder.mkdir()
+    clips = []
+    for index, source in enumerate(attempt.mode.validation_sources(attempt.request)):
+        clip: dict[str, str | None] = {"video": None, "mask": None}
+        for name, url in (("video", source.video_url), ("mask", source.mask_url)):
+            if url is not None:
+                path = folder / f"{index}-{name}"
+                download(attempt, url, path, f"validation.{index}.{name}_url")
+                clip[name] = str(path)
+        clips.append(clip)
+    spec, out = folder / "spec.json", folder / "prepared"
+    spec.write_text(json.dumps({"rule": rule.model_dump(mode="json"), "clips": clips}))
+    child = ChildProcess(
+        "preprocessing", ["validation", "--spec", str(spec), "--out", str(out)], folder
+    )
+    code = wait(attempt, child, EventTail(out / EVENTS_FILE))
+    if code == ChildProcess.REFUSED:
+        raise refused(Problem.model_validate_json((out / PROBLEM_FILE).read_bytes()))
+    if code != 0:
+        log.error("validation.crashed", code=code, stderr=child.stderr_tail())
+        raise our_fault("Preparing the validation clips failed on our side; nothing is billed.")
+    key = attempt.key("validation", str(attempt.claim.attempt))
+    attempt.runtime.storage.put_tree(key, out, last=VALIDATION_FILE)
+    return key
 
 
 def wait(attempt: Attempt, child: ChildProcess, events: EventTail) -> int:

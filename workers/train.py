@@ -10,7 +10,7 @@ from app.db.models import Stage
 from app.requests import lifecycle
 from app.requests.lifecycle import LeaseLost
 from app.storage.errors import ObjectMissing
-from preprocessing.manifest import MANIFEST_FILE
+from preprocessing.manifest import MANIFEST_FILE, VALIDATION_FILE
 from trainer.job import Control, Job, JobDir, Result
 from workers.attempt import Attempt, Cancelled, Released, attempt_next
 from workers.checkpoints import CheckpointStore, Uploader
@@ -44,7 +44,7 @@ def train(attempt: Attempt) -> None:
     assert prepared is not None
     job_dir = JobDir(attempt.folder / "job")
     checkpoints = CheckpointStore(attempt.runtime.storage, attempt.key("checkpoints"))
-    make_job(attempt, job_dir, checkpoints, prepared["key"])
+    make_job(attempt, job_dir, checkpoints, prepared)
     uploader = Uploader(checkpoints, attempt.claim.attempt)
     try:
         result = supervise(attempt, job_dir, uploader)
@@ -67,13 +67,15 @@ def train(attempt: Attempt) -> None:
 
 
 def make_job(
-    attempt: Attempt, job_dir: JobDir, checkpoints: CheckpointStore, prepared_key: str
+    attempt: Attempt, job_dir: JobDir, checkpoints: CheckpointStore, prepared: dict[str, Any]
 ) -> None:
     """Write the job directory; everything in it comes from the row and the store."""
     runtime = attempt.runtime
-    dataset = attempt.folder / "dataset"
+    dataset, validation = attempt.folder / "dataset", attempt.folder / "validation"
     try:
-        runtime.storage.fetch_tree(prepared_key, dataset, last=MANIFEST_FILE)
+        runtime.storage.fetch_tree(prepared["key"], dataset, last=MANIFEST_FILE)
+        if "validation" in prepared:
+            runtime.storage.fetch_tree(prepared["validation"], validation, last=VALIDATION_FILE)
     except ObjectMissing as error:
         raise our_fault("The prepared dataset is gone from the store; submit it again.") from error
     resume_from = checkpoints.fetch_newest(attempt.folder / "resume")
@@ -83,6 +85,7 @@ def make_job(
             id=attempt.request_id,
             spec=attempt.mode.training_spec(attempt.request),
             dataset=dataset,
+            validation_clips=validation if "validation" in prepared else None,
             model=runtime.settings.model,
             cache=runtime.cache,
             resume_from=resume_from,

@@ -6,13 +6,32 @@ from decimal import Decimal
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from app.modes.common import TrainerRequest
-from preprocessing.rules import DatasetRule
+from preprocessing.rules import DatasetRule, ValidationRule
 from trainer.spec import TrainingSpec
 
 R = TypeVar("R", bound=TrainerRequest)
 
 MIN_BILLABLE_UNITS = 100
 """The shortest training is billed as this many steps (the pages' "Billing")."""
+
+
+@dataclass(frozen=True)
+class ValidationSource:
+    """Where one preview's material is to be fetched from."""
+
+    video_url: str
+    mask_url: str | None = None
+    """An image or a video; None where the mode has no masks."""
+
+
+def no_rule(request: TrainerRequest) -> ValidationRule | None:
+    """For modes whose previews come from the prompt alone."""
+    return None
+
+
+def no_sources(request: TrainerRequest) -> list[ValidationSource]:
+    """For modes whose previews come from the prompt alone."""
+    return []
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,10 @@ class Mode(Generic[R]):
     training_spec: Callable[[R], TrainingSpec]
     price_per_step: Decimal
     """US dollars that fal asks; shown, never charged."""
+    validation_rule: Callable[[R], ValidationRule | None] = no_rule
+    """None: no preview of this request needs a source."""
+    validation_sources: Callable[[R], list[ValidationSource]] = no_sources
+    """One for each entry of ``validation``, in their order; none where the rule is None."""
 
     @property
     def app(self) -> str:

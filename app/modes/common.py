@@ -4,6 +4,7 @@ Types are strict: 2000.0, "2000" and true are no integers, 1 is no boolean. Keys
 are ignored, and of a key given twice the last counts, as fal's own endpoints do it.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from preprocessing.rules import AudioPolicy, DatasetRule, snap_num_frames
+from preprocessing.rules import AudioPolicy, DatasetRule, ValidationRule, snap_num_frames
 from trainer.spec import TrainingSpec, ValidationPrompt, ValidationSpec
 
 MAX_URL_CHARACTERS: Final = 8_192
@@ -31,6 +32,11 @@ MIN_LEARNING_RATE: Final = 1e-8
 """Below, 20,000 steps change no adapter visibly. The page gives no bounds."""
 MAX_LEARNING_RATE: Final = 0.1
 """500 times the default; AdamW moves every weight by about this much per step."""
+
+MAX_NUM_FRAMES: Final = 121
+"""Of a clip or a preview: five seconds at 24 frames per second."""
+MAX_PREVIEWS: Final = 2
+"""Entries of ``validation``."""
 
 DEFAULT_NEGATIVE_PROMPT: Final = (
     "blurry, out of focus, overexposed, underexposed, low contrast, washed out colors, excessive "
@@ -128,7 +134,7 @@ TriggerPhrase = Annotated[
     StringConstraints(strip_whitespace=True),
 ]
 Rank = Annotated[Literal[8, 16, 32, 64, 128], BeforeValidator(_integer)]
-NumFrames = Annotated[int, Field(ge=9, le=121), AfterValidator(snap_num_frames)]
+NumFrames = Annotated[int, Field(ge=9, le=MAX_NUM_FRAMES), AfterValidator(snap_num_frames)]
 """Snapped down to 8k + 1, not rejected: what a request holds is the count that is used."""
 Rate = Annotated[int, Field(ge=8, le=60)]
 
@@ -143,6 +149,12 @@ class PromptEntry(Input):
     """One preview to make during training."""
 
     prompt: Prompt = Field(description="The text prompt to preview.")
+
+
+class VideoEntry(PromptEntry):
+    """A preview that is made from a video of the user's."""
+
+    video_url: Url = Field(description="The video to make the preview from.")
 
 
 class TrainerRequest(Input):
@@ -168,17 +180,18 @@ class TrainerRequest(Input):
 
     number_of_frames: NumFrames = Field(
         89,
-        description="Frames per training clip; snapped down to 8k + 1. No effect on images.",
+        description="Frames of each training video; snapped down to 8k + 1, such as 81, 89, 97.",
     )
     frame_rate: Rate = Field(
-        24, description="Frames per second of the training clips; the model's native rate is 24."
+        24, description="Frames per second of training videos; the model's native rate is 24."
     )
     resolution: Resolution = Field(
         "medium", description="With aspect_ratio, the pixel size of the training clips."
     )
     aspect_ratio: AspectRatio = Field("1:1", description="Aspect ratio of the training clips.")
     auto_scale_input: bool = Field(
-        False, description="Fit videos to the frame count and rate. No effect on images."
+        False,
+        description="Fit videos to number_of_frames and frame_rate instead of dropping short ones.",
     )
     split_input_into_scenes: bool = Field(
         True, description="Split videos longer than the threshold at their scene cuts."
@@ -187,11 +200,8 @@ class TrainerRequest(Input):
         30.0, ge=1.0, le=60.0, description="Seconds above which a video is split into scenes."
     )
 
-    validation: list[PromptEntry] = Field(
-        default_factory=list,
-        max_length=2,
-        description="Previews to make during training, at most two.",
-    )
+    validation: Sequence[PromptEntry] = Field([], max_length=MAX_PREVIEWS)
+    """Each trainer narrows this to a list of what its previews need."""
     validation_negative_prompt: Prompt = Field(
         DEFAULT_NEGATIVE_PROMPT, description="Negative prompt of all previews."
     )
@@ -215,7 +225,7 @@ class TrainerRequest(Input):
 
 
 class AudioFields(Input):
-    """For trainers that learn sound."""
+    """For trainers that can learn sound."""
 
     with_audio: bool | None = Field(
         None,
@@ -230,19 +240,19 @@ class AudioFields(Input):
 
 
 def dataset_rule(request: TrainerRequest, **more: Any) -> DatasetRule:
-    """The rule of the shared fields; ``more`` sets what only some modes have."""
+    """The rule of the shared fields; ``more`` sets or overrides what is special to a mode."""
     width, height = FRAME_SIZES[request.resolution, request.aspect_ratio]
-    return DatasetRule(
-        num_frames=request.number_of_frames,
-        frame_rate=request.frame_rate,
-        width=width,
-        height=height,
-        auto_scale=request.auto_scale_input,
-        split_scenes=request.split_input_into_scenes,
-        split_threshold_s=request.split_input_duration_threshold,
-        trigger_phrase=request.trigger_phrase,
-        **more,
-    )
+    shared = {
+        "num_frames": request.number_of_frames,
+        "frame_rate": request.frame_rate,
+        "width": width,
+        "height": height,
+        "auto_scale": request.auto_scale_input,
+        "split_scenes": request.split_input_into_scenes,
+        "split_threshold_s": request.split_input_duration_threshold,
+        "trigger_phrase": request.trigger_phrase,
+    }
+    return DatasetRule(**{**shared, **more})
 
 
 def audio_rule(request: AudioFields) -> dict[str, Any]:
@@ -252,6 +262,20 @@ def audio_rule(request: AudioFields) -> dict[str, Any]:
         "audio_normalize": request.audio_normalize,
         "audio_preserve_pitch": request.audio_preserve_pitch,
     }
+
+
+def validation_rule(request: TrainerRequest, **more: Any) -> ValidationRule | None:
+    """What previews ask of their videos; None where no previews are to be made."""
+    if not request.validation:
+        return None
+    width, height = FRAME_SIZES[request.validation_resolution, request.validation_aspect_ratio]
+    return ValidationRule(
+        num_frames=request.validation_number_of_frames,
+        frame_rate=request.validation_frame_rate,
+        width=width,
+        height=height,
+        **more,
+    )
 
 
 def training_spec(request: TrainerRequest, training_type: str, **more: Any) -> TrainingSpec:

@@ -3,7 +3,7 @@
 from decimal import Decimal
 from typing import Final
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from app.modes import common
 from app.modes.base import Mode
@@ -18,12 +18,36 @@ STEPS_MULTIPLE: Final = 100
 class TextToVideoRequest(common.AudioFields, common.TrainerRequest):
     """The 23 fields of ``/t2v``."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "training_data_url": "https://example.com/my_dataset.zip",
+                    "trigger_phrase": "tronlog0",
+                    "rank": 32,
+                    "number_of_steps": 2000,
+                    "learning_rate": 0.0002,
+                    "number_of_frames": 89,
+                    "frame_rate": 24,
+                    "resolution": "medium",
+                    "aspect_ratio": "1:1",
+                    "validation": [
+                        {"prompt": "tronlog0 spinning slowly on a dark background"},
+                    ],
+                }
+            ]
+        }
+    )
+
     number_of_steps: int = Field(
         2000,
         ge=100,
         le=20_000,
         multiple_of=STEPS_MULTIPLE,
         description="Optimization steps to run, in steps of 100.",
+    )
+    validation: list[common.PromptEntry] = Field(
+        [], max_length=common.MAX_PREVIEWS, description="Prompts to preview, at most two."
     )
 
 
@@ -37,7 +61,7 @@ def training_spec(request: TextToVideoRequest) -> TrainingSpec:
     return common.training_spec(request, PATH)
 
 
-T2V: Final = Mode(
+MODE: Final = Mode(
     path=PATH,
     id="fal-ai/ltx23-trainer-v2/t2v",
     title="LTX 2.3 Trainer, text to video",

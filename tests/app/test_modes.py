@@ -1,7 +1,6 @@
-"""The registry, and every field of every mode: defaults, ranges, types (`fal-protocol.md` 3.1)."""
+"""The fields that all modes share, on t2v: defaults, ranges, types (`fal-protocol.md` 3.1)."""
 
 import json
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -283,28 +282,9 @@ def test_t2v_rule_and_spec_carry_the_request() -> None:
     assert spec.validation.stg_scale == 0
 
 
-@pytest.mark.parametrize("mode", modes.all(), ids=lambda mode: mode.path)
-def test_every_mode_is_whole(mode: Any) -> None:
-    assert modes.by_path(mode.path) is mode
-    assert mode.id == f"{mode.app}/{mode.path}"
-    assert mode.app.count("/") == 1
-    assert mode.price_per_step > Decimal(0)
-    assert mode.title
-    assert mode.summary
-    for name, field in mode.request_model.model_fields.items():
-        assert field.description, f"{name} has no help text"
-    schema = mode.request_model.model_json_schema()
-    assert json.dumps(schema, allow_nan=False)
-
-
 @pytest.mark.parametrize(("steps", "units"), [(100, 100), (2000, 2000)])
 def test_billable_units(steps: int, units: int) -> None:
     assert T2V.billable_units(parse(number_of_steps=steps)) == units
-
-
-def test_paths_and_ids_are_unique() -> None:
-    assert len({mode.path for mode in modes.all()}) == len(modes.all())
-    assert len({mode.id for mode in modes.all()}) == len(modes.all())
 
 
 def test_unknown_keys_are_ignored_and_the_last_of_two_counts() -> None:
