@@ -50,9 +50,9 @@ class Stack:
     def gpu_worker(self) -> Child:
         return self.service.children[2]
 
-    def submit(self, archive: Path, **fields: Any) -> dict[str, Any]:
+    def submit(self, archive: Path, mode: str = "t2v", **fields: Any) -> dict[str, Any]:
         body = {**SMALL, "training_data_url": upload(self.http, archive), **fields}
-        response = self.http.post("/t2v", json=body)
+        response = self.http.post(f"/{mode}", json=body)
         assert response.status_code == 200, response.text
         return dict(response.json())
 
