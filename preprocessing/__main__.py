@@ -1,19 +1,24 @@
 """Prepare a dataset by hand, or as the worker's child process.
 
-    python -m preprocessing ARCHIVE --spec spec.json --out DIR
+    python -m preprocessing ARCHIVE --spec spec.json --out DIR [--show strip.png]
+    python -m preprocessing validation --spec clips.json --out DIR
+    python -m preprocessing show DIR --out strip.png
     python -m preprocessing debug DIR --out FILE.zip
 
-``spec.json`` is a `preprocessing.rules.DatasetRule`. The exit code is 0 when the dataset is ready,
-2 when it was refused (``DIR/report.json`` says why), 1 when the fault is not the dataset's.
+``spec.json`` is a `preprocessing.rules.DatasetRule`, ``clips.json`` a
+`preprocessing.validation.ValidationJob`. The exit code is 0 when all is ready, 2 when the dataset
+or a clip was refused (``DIR/report.json`` or ``DIR/problem.json`` says why), 1 when the fault is
+not the dataset's.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TypeVar
 
 import pydantic
 
+from preprocessing.cli import EXIT_OK, EXIT_REFUSED, Parser, PrintedEvents
 from preprocessing.debug_archive import write_debug_archive
 from preprocessing.errors import DatasetError
 from preprocessing.events import EVENTS_FILE, EventLog
@@ -21,56 +26,42 @@ from preprocessing.lifetime import die_with_parent
 from preprocessing.pool import available_cores
 from preprocessing.prepare import prepare
 from preprocessing.rules import DatasetRule
+from preprocessing.show import Keep, Rectangle, Window, write_strip
+from preprocessing.validation import ValidationJob, prepare_validation
 
-EXIT_OK = 0
-EXIT_OUR_FAULT = 1
-EXIT_REFUSED = 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but a wrong command line is not mistaken for a refused dataset."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(EXIT_OUR_FAULT, f"{self.prog}: {message}\n")
-
-
-class _PrintedEvents(EventLog):
-    """Events for the file and, in short, for the person who waits."""
-
-    def emit(self, kind: str, **fields: Any) -> None:
-        super().emit(kind, **fields)
-        match kind, fields:
-            case "stage", {"state": "start", "name": name}:
-                print(f"{name} ...", flush=True)
-            case "stage", {"name": name, "seconds": seconds}:
-                print(f"{name} done in {seconds:.1f} s", flush=True)
-            case "progress", {"name": name, "done": done, "total": total}:
-                print(f"{name} {done}/{total}", flush=True)
-            case "log", {"level": level, "message": message} if level != "ERROR":
-                print(message, flush=True)
+Spec = TypeVar("Spec", bound=pydantic.BaseModel)
 
 
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit code. Faults of ours are raised."""
-    if arguments[:1] == ["debug"]:
-        return _debug(arguments[1:])
-    parser = _Parser(prog="python -m preprocessing", description=__doc__.partition("\n")[0])
+    match arguments:
+        case ["validation", *rest]:
+            return _validation(rest)
+        case ["show", *rest]:
+            return _show(rest)
+        case ["debug", *rest]:
+            return _debug(rest)
+        case _:
+            return _prepare(arguments)
+
+
+def _prepare(arguments: list[str]) -> int:
+    parser = Parser(prog="python -m preprocessing", description=__doc__.partition("\n")[0])
     parser.add_argument("archive", type=Path, help="a .zip or a folder of clips and captions")
     parser.add_argument("--spec", type=Path, required=True, help="DatasetRule as JSON")
     parser.add_argument("--out", type=Path, required=True, help="folder for the prepared dataset")
     parser.add_argument("--processes", type=int, default=available_cores())
     parser.add_argument("--debug-archive", type=Path, help="also write playable samples as a zip")
+    parser.add_argument("--show", type=Path, help="also draw a sample with its keep mask as a PNG")
+    _add_keep(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
     given = parser.parse_args(arguments)
     if given.processes < 1:
         parser.error(f"--processes must be at least 1, not {given.processes}")
     if not given.archive.exists():
         parser.error(f"there is no file or folder {given.archive}")
-    rule = _rule(given.spec, parser)
-    given.out.mkdir(parents=True, exist_ok=True)
-    log = EventLog if given.quiet else _PrintedEvents
-    with log(given.out / EVENTS_FILE) as events:
+    rule = _read(given.spec, DatasetRule, parser)
+    with _events(given.out, quiet=given.quiet) as events:
         try:
             report = prepare(given.archive, rule, given.out, events, processes=given.processes)
         except DatasetError as error:
@@ -81,23 +72,84 @@ def main(arguments: list[str]) -> int:
                 write_debug_archive(given.out, given.debug_archive)
         totals = report.totals
         events.log(f"{totals.samples} samples from {totals.used} of {totals.clips} clips")
+    if given.show:
+        _draw(given.out, given.show, given, parser)
     return EXIT_OK
 
 
-def _rule(spec: Path, parser: _Parser) -> DatasetRule:
-    try:
-        return DatasetRule.model_validate_json(spec.read_bytes())
-    except (OSError, pydantic.ValidationError) as error:
-        parser.error(f"--spec {spec}: {error}")
+def _validation(arguments: list[str]) -> int:
+    parser = Parser(prog="python -m preprocessing validation")
+    parser.add_argument("--spec", type=Path, required=True, help="rule and clips as JSON")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared clips")
+    parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    given = parser.parse_args(arguments)
+    job = _read(given.spec, ValidationJob, parser)
+    with _events(given.out, quiet=given.quiet) as events:
+        try:
+            prepare_validation(job.clips, job.rule, given.out, events)
+        except DatasetError as error:
+            print(f"refused: {error.message}", file=sys.stderr)
+            return EXIT_REFUSED
+    return EXIT_OK
+
+
+def _show(arguments: list[str]) -> int:
+    parser = Parser(prog="python -m preprocessing show")
+    parser.add_argument("prepared", type=Path, help="a folder that a preparation wrote")
+    parser.add_argument("--out", type=Path, required=True, help="the PNG to write")
+    _add_keep(parser)
+    given = parser.parse_args(arguments)
+    _draw(given.prepared, given.out, given, parser)
+    return EXIT_OK
 
 
 def _debug(arguments: list[str]) -> int:
-    parser = _Parser(prog="python -m preprocessing debug")
+    parser = Parser(prog="python -m preprocessing debug")
     parser.add_argument("prepared", type=Path, help="a folder that a preparation wrote")
     parser.add_argument("--out", type=Path, required=True, help="the zip to write")
     given = parser.parse_args(arguments)
     write_debug_archive(given.prepared, given.out)
     return EXIT_OK
+
+
+def _add_keep(parser: Parser) -> None:
+    parser.add_argument("--sample", metavar="ID", help="the sample to draw, such as 0001")
+    keep = parser.add_mutually_exclusive_group()
+    keep.add_argument(
+        "--rectangle", type=_rectangle, metavar="L,T,R,B", help="given: pixels of the sample"
+    )
+    keep.add_argument("--suffix", type=int, metavar="N", help="given: the last N frames")
+    keep.add_argument("--prefix", type=int, metavar="N", help="given: the first N frames")
+
+
+def _rectangle(text: str) -> Rectangle:
+    """ "L,T,R,B" in pixels; argparse turns the ValueError of other texts into its message."""
+    left, top, right, bottom = (int(part) for part in text.split(","))
+    return Rectangle(left, top, right, bottom)
+
+
+def _draw(prepared: Path, out: Path, given: argparse.Namespace, parser: Parser) -> None:
+    keep: Keep = given.rectangle
+    if given.suffix is not None:
+        keep = Window(given.suffix, at_end=True)
+    elif given.prefix is not None:
+        keep = Window(given.prefix, at_end=False)
+    try:
+        write_strip(prepared, out, keep, given.sample)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _events(out: Path, *, quiet: bool) -> EventLog:
+    out.mkdir(parents=True, exist_ok=True)
+    return (EventLog if quiet else PrintedEvents)(out / EVENTS_FILE)
+
+
+def _read(spec: Path, kind: type[Spec], parser: Parser) -> Spec:
+    try:
+        return kind.model_validate_json(spec.read_bytes())
+    except (OSError, pydantic.ValidationError) as error:
+        parser.error(f"--spec {spec}: {error}")
 
 
 if __name__ == "__main__":

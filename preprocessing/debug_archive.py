@@ -3,6 +3,7 @@
 report.json
 0001_dog.mp4      0001_dog.txt       sample 0001, made from dog.mov
 0002_day_cat.mp4  0002_day_cat.txt   sample 0002, made from day/cat.mp4
+0002_day_cat_mask.png                its keep mask laid over some frames, where clips have masks
 """
 
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from preprocessing.manifest import REPORT_FILE, Manifest, Sample
 from preprocessing.media import write_playable
 from preprocessing.names import without_suffix
+from preprocessing.show import write_strip
 
 MAX_STEM_CHARS = 80
 """Characters taken of a source's name: it stays readable, and legal on every file system."""
@@ -42,6 +44,11 @@ def write_debug_archive(prepared: Path, out: Path) -> None:
                 archive.write(playable, stem + playable.suffix)
                 playable.unlink()
                 archive.writestr(f"{stem}.txt", sample.caption.encode())
+                if sample.keep_mask is not None:
+                    strip = Path(folder) / f"{sample.id}_mask.png"
+                    write_strip(prepared, strip, sample_id=sample.id)
+                    archive.write(strip, f"{stem}_mask.png")
+                    strip.unlink()
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from preprocessing.captions import as_trained, check_size, decode_caption
 from preprocessing.errors import DatasetError, DatasetRuleError
-from preprocessing.media import Clip, FittedAudio, FittedVideo
+from preprocessing.media import Clip, FittedAudio, FittedMask, FittedVideo
 from preprocessing.names import shown
 from preprocessing.pairing import Pair
 from preprocessing.report import (
@@ -39,6 +39,12 @@ class Sound:
     file: Path
 
 
+@dataclass(frozen=True)
+class Mask:
+    fitted: FittedMask
+    file: Path
+
+
 @dataclass
 class Fitted:
     """One sample on disk, under a name of the work in progress."""
@@ -48,6 +54,7 @@ class Fitted:
     clip: Clip | None = None
     """What it was cut from; None for a still image."""
     sound: Sound | None = None
+    mask: Mask | None = None
 
 
 @dataclass
@@ -68,6 +75,10 @@ class Record:
     @property
     def name(self) -> str:
         return shown(self.pair.clip.name)
+
+    def note(self, warnings: Sequence[str]) -> None:
+        """Add warnings once: the scenes of one clip share most of theirs."""
+        self.warnings += [text for text in warnings if text not in self.warnings]
 
     def fail(self, error: DatasetError, reason: str) -> None:
         """Keep the first error; it refuses the dataset once all clips were looked at."""
@@ -122,6 +133,7 @@ def became(sample: str, fitted: Fitted) -> Became:
         scaled_height=video.scaled_height,
         time_scale=video.time_scale,
         audio=fitted.sound.audio.description if fitted.sound else None,
+        mask=fitted.mask.fitted.description if fitted.mask else None,
     )
 
 

@@ -17,8 +17,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
 VALIDATION_FILE = "validation.json"
-PROBLEM_FILE = "problem.json"
-"""Why validation clips were refused: a `preprocessing.report.Problem`."""
 
 
 def _to_fraction(value: object) -> Fraction:

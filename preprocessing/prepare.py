@@ -5,8 +5,9 @@ from pathlib import Path
 
 from preprocessing.errors import DatasetError
 from preprocessing.events import EventLog
-from preprocessing.ledger import Ledger, Record, became
+from preprocessing.ledger import Fitted, Ledger, Record, became
 from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE, Audio, Manifest, Sample
+from preprocessing.masks import add_masks
 from preprocessing.pool import Pool
 from preprocessing.report import Became, DatasetReport
 from preprocessing.rules import DatasetRule
@@ -44,6 +45,7 @@ def prepare(
                 fit_images(unpacked, run)
             else:
                 fit_videos(unpacked, run)
+            add_masks(unpacked, run)
             with_audio = add_sound(run)
         samples = _number_and_keep(ledger.records, out)
     except DatasetError as error:
@@ -87,26 +89,31 @@ def _number_and_keep(records: list[Record], out: Path) -> list[list[tuple[Became
         for fitted in record.fitted:
             number += 1
             id = f"{number:04d}"
-            frames = f"{SAMPLES_FOLDER}/{id}.frames.npy"
-            fitted.frames.replace(out / frames)
-            audio = None
-            if fitted.sound is not None:
-                audio = Audio(
-                    path=f"{SAMPLES_FOLDER}/{id}.audio.npy",
-                    sample_rate=fitted.sound.audio.sample_rate,
-                )
-                fitted.sound.file.replace(out / audio.path)
-            sample = Sample(
-                id=id,
-                frames=frames,
-                audio=audio,
-                caption=record.caption.as_trained,
-                frame_rate=fitted.video.frame_rate,
-                source=record.name,
-            )
-            made.append((became(id, fitted), sample))
+            made.append((became(id, fitted), _kept(id, record, fitted, out)))
         kept.append(made)
     return kept
+
+
+def _kept(id: str, record: Record, fitted: Fitted, out: Path) -> Sample:
+    """Move one sample's files out of the work in progress."""
+    stem = f"{SAMPLES_FOLDER}/{id}"
+    frames, audio, keep_mask = f"{stem}.frames.npy", None, None
+    fitted.frames.replace(out / frames)
+    if fitted.sound is not None:
+        audio = Audio(path=f"{stem}.audio.npy", sample_rate=fitted.sound.audio.sample_rate)
+        fitted.sound.file.replace(out / audio.path)
+    if fitted.mask is not None:
+        keep_mask = f"{stem}.keep_mask.npy"
+        fitted.mask.file.replace(out / keep_mask)
+    return Sample(
+        id=id,
+        frames=frames,
+        audio=audio,
+        keep_mask=keep_mask,
+        caption=record.caption.as_trained,
+        frame_rate=fitted.video.frame_rate,
+        source=record.name,
+    )
 
 
 def _advice(ledger: Ledger, rule: DatasetRule) -> list[str]:

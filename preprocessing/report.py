@@ -4,12 +4,14 @@ It is stored with every request, failed ones too, and served as JSON; its shape 
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from preprocessing.errors import DatasetError
 from preprocessing.manifest import REPORT_FILE, FrameRate
+
+PROBLEM_FILE: Final = "problem.json"
 
 
 class _Data(BaseModel):
@@ -27,6 +29,19 @@ class Problem(_Data):
     @classmethod
     def of(cls, error: DatasetError) -> "Problem":
         return cls(type=error.type, message=error.message, field=error.field, ctx=error.ctx)
+
+
+class Refusal(_Data):
+    """``problem.json``: why the validation clips were refused."""
+
+    problem: Problem
+
+    @classmethod
+    def load(cls, folder: Path) -> "Refusal":
+        return cls.model_validate_json((folder / PROBLEM_FILE).read_bytes())
+
+    def save(self, folder: Path) -> None:
+        (folder / PROBLEM_FILE).write_text(self.model_dump_json(indent=2), encoding="utf-8")
 
 
 class AudioFacts(_Data):
@@ -77,6 +92,8 @@ class Became(_Data):
     """Above 1: played slower than the source, to fill the frame count."""
     audio: str | None = None
     """What was done to the sound, such as "stretched x1.21, peak -0.3 dBFS"."""
+    mask: str | None = None
+    """How the mask was fitted and how much it regenerates, where each clip brings one."""
 
 
 class Dropped(_Data):

@@ -16,7 +16,7 @@ from preprocessing.archive import ZipArchive, zip_facts
 from preprocessing.errors import ArchiveError, DatasetRuleError, MediaError
 from preprocessing.events import EventLog
 from preprocessing.folder import FolderSource
-from preprocessing.ledger import Fitted, Ledger, Record, Sound, read_record
+from preprocessing.ledger import Fitted, Ledger, Sound, read_record
 from preprocessing.media import (
     Clip,
     FittedAudio,
@@ -34,7 +34,7 @@ from preprocessing.pairing import pair
 from preprocessing.pool import Pool, Task
 from preprocessing.report import AudioDecision, Dropped
 from preprocessing.rules import AudioPolicy, DatasetRule
-from preprocessing.source import Source
+from preprocessing.source import Member, Source
 
 ALL_TOO_SHORT = "All training videos are too short to be trainable"
 """The sentence of fal's page, word for word: clients look for it."""
@@ -82,6 +82,8 @@ class Unpacked:
     kind: Literal["video", "image"]
     files: tuple[Path, ...]
     """One for each record, under a name of ours."""
+    masks: tuple[Path, ...] = ()
+    """One for each record, where the training takes masks."""
 
 
 def unpack(archive: Path, run: Run) -> Unpacked:
@@ -94,23 +96,31 @@ def unpack(archive: Path, run: Run) -> Unpacked:
             read_record(source, one, pairing.kind, run.rule.trigger_phrase) for one in pairing.pairs
         ]
         clips = [one.clip for one in pairing.pairs]
-        require_disk(run.work, source.stored_bytes(clips), "unpack the archive")
+        needed = clips + [one.mask for one in pairing.pairs if one.mask is not None]
+        require_disk(run.work, source.stored_bytes(needed), "unpack the archive")
         files: list[Path] = []
+        masks: list[Path] = []
         for record in run.counted("unpack", run.ledger.records, len(clips)):
-            clip = record.pair.clip
-            file = run.work / f"{len(files) + 1:04d}{suffix(clip.name)}"
+            number = f"{len(files) + 1:04d}"
             try:
-                source.fetch(clip, file)
+                files.append(_fetched(source, record.pair.clip, run.work / number))
+                if record.pair.mask is not None:
+                    masks.append(_fetched(source, record.pair.mask, run.work / f"{number}_mask"))
             except ArchiveError as error:
                 record.fail(error, "damaged_in_archive")
                 raise
-            files.append(file)
     captions = sum(1 for record in run.ledger.records if record.caption.file)
     run.events.log(
         f"{len(clips)} {pairing.kind}s, {captions} with a caption, "
         f"{len(pairing.ignored)} other files ignored"
     )
-    return Unpacked(pairing.kind, tuple(files))
+    return Unpacked(pairing.kind, tuple(files), tuple(masks))
+
+
+def _fetched(source: Source, member: Member, stem: Path) -> Path:
+    file = stem.with_name(stem.name + suffix(member.name))
+    source.fetch(member, file)
+    return file
 
 
 def _opened(archive: Path, ledger: Ledger) -> Source:
@@ -137,7 +147,7 @@ def fit_images(unpacked: Unpacked, run: Run) -> None:
             if isinstance(answer, MediaError):
                 records[index].fail(answer, answer.reason)
             else:
-                _note(records[index], answer.warnings)
+                records[index].note(answer.warnings)
                 records[index].fitted.append(Fitted(answer, outs[index]))
         run.ledger.refuse_bad_clips()
 
@@ -161,7 +171,7 @@ def _probe(unpacked: Unpacked, run: Run) -> list[Clip]:
                 records[index].fail(answer, answer.reason)
             else:
                 records[index].facts = answer.facts
-                _note(records[index], answer.warnings)
+                records[index].note(answer.warnings)
                 clips[index] = answer
         run.ledger.refuse_bad_clips()
     return [clips[index] for index in range(len(records))]
@@ -223,7 +233,7 @@ def _fit(clips: list[Clip], cuts: list[list[Span]], run: Run) -> None:
             elif isinstance(answer, MediaError):
                 record.fail(answer, answer.reason)
             else:
-                _note(record, answer.warnings)
+                record.note(answer.warnings)
                 record.fitted.append(Fitted(answer, outs[task], clips[index]))
         run.ledger.refuse_bad_clips()
         _drop_short(clips, run)
@@ -327,11 +337,6 @@ def _sample_bytes(rule: DatasetRule) -> int:
     frames = rule.num_frames * _frame_bytes(rule)
     sound_s = 0 if rule.audio is AudioPolicy.OFF else rule.num_frames / rule.frame_rate
     return frames + round(sound_s * _AUDIO_BYTES_PER_S)
-
-
-def _note(record: Record, warnings: tuple[str, ...]) -> None:
-    """Add warnings once: scenes of one clip share most of theirs."""
-    record.warnings += [text for text in warnings if text not in record.warnings]
 
 
 # What the child processes run; the name comes first, for `Pool`.

@@ -12,8 +12,8 @@ from app.db.models import Stage
 from app.fetch import Downloaded, Fetcher, FetchError
 from app.requests import lifecycle
 from preprocessing.events import EVENTS_FILE
-from preprocessing.manifest import MANIFEST_FILE, PROBLEM_FILE, REPORT_FILE, VALIDATION_FILE
-from preprocessing.report import DatasetReport, Problem
+from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE, VALIDATION_FILE
+from preprocessing.report import DatasetReport, Problem, Refusal
 from preprocessing.rules import DatasetRule, ValidationRule
 from workers.attempt import Attempt, attempt_next
 from workers.children import POLL_S, ChildProcess, EventTail
@@ -151,7 +151,7 @@ def prepare_validation(attempt: Attempt, rule: ValidationRule) -> str:
     )
     code = wait(attempt, child, EventTail(out / EVENTS_FILE))
     if code == ChildProcess.REFUSED:
-        raise refused(Problem.model_validate_json((out / PROBLEM_FILE).read_bytes()))
+        raise refused(Refusal.load(out).problem)
     if code != 0:
         log.error("validation.crashed", code=code, stderr=child.stderr_tail())
         raise our_fault("Preparing the validation clips failed on our side; nothing is billed.")

@@ -2,7 +2,9 @@
 
 from preprocessing.media.clip import Clip, FittedAudio, FittedVideo
 from preprocessing.media.errors import TooShort
+from preprocessing.media.excerpt import as_dataset_rule, fit_excerpt
 from preprocessing.media.fit import fit_video, probe_and_fit_image
+from preprocessing.media.mask import FittedMask, fit_mask
 from preprocessing.media.playable import write_playable
 from preprocessing.media.probe import probe_video
 from preprocessing.media.scenes import detect_scenes
@@ -12,11 +14,15 @@ from preprocessing.media.timeline import Span
 __all__ = [
     "Clip",
     "FittedAudio",
+    "FittedMask",
     "FittedVideo",
     "Span",
     "TooShort",
+    "as_dataset_rule",
     "detect_scenes",
     "fit_audio",
+    "fit_excerpt",
+    "fit_mask",
     "fit_video",
     "probe_and_fit_image",
     "probe_video",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+from preprocessing.media.geometry import Cover, centred
 from preprocessing.media.timeline import Span, Timeline
 from preprocessing.report import VideoFacts
 
@@ -49,6 +50,12 @@ class FittedVideo:
     time_scale: float
     """Above 1: played that much slower than it was."""
     warnings: tuple[str, ...] = ()
+    source_times: tuple[Fraction, ...] = field(default=(), repr=False)
+    """For each frame, when it came on screen in the clip: seconds from the clip's first frame."""
+
+    @property
+    def cover(self) -> Cover:
+        return centred(self.scaled_width, self.scaled_height, self.width, self.height)
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ def _fit(clip: Clip, span: Span, rule: DatasetRule, out: Path) -> FittedVideo:
         scaled_height=cover.height,
         time_scale=float(chosen.time_scale),
         warnings=tuple(warnings),
+        source_times=tuple(clip.timeline.start_of(index) for index in chosen.indices),
     )
 
 
@@ -128,7 +129,7 @@ def write_frames(clip: Clip, chosen: FramePlan, rule: DatasetRule, out: Path) ->
         stream = video_stream(container, clip.name)
         fitter = FrameFitter(rule.width, rule.height, lambda: stream.sample_aspect_ratio, clip.name)
         pixels = _create(out, len(chosen.indices), rule)
-        for index, frame in _numbered(container, stream, clip, first):
+        for index, frame in numbered(container, stream, clip, first):
             if index in places:
                 targets = places.pop(index)
                 pixels[targets] = fitter.fit(frame)
@@ -141,7 +142,7 @@ def write_frames(clip: Clip, chosen: FramePlan, rule: DatasetRule, out: Path) ->
     return fitter.cover
 
 
-def _numbered(
+def numbered(
     container: InputContainer, stream: VideoStream, clip: Clip, first: int
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Decoded frames with their numbers, from somewhere at or before frame ``first`` on."""

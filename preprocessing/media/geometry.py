@@ -42,6 +42,11 @@ def cover(width: Fraction, height: Fraction, to_width: int, to_height: int) -> C
         scaled_width, scaled_height = int(width * to_height / height), to_height
     else:
         scaled_width, scaled_height = to_width, int(height * to_width / width)
+    return centred(scaled_width, scaled_height, to_width, to_height)
+
+
+def centred(scaled_width: int, scaled_height: int, to_width: int, to_height: int) -> Cover:
+    """A scaled frame of which the middle is taken."""
     left, top = (scaled_width - to_width) // 2, (scaled_height - to_height) // 2
     return Cover(scaled_width, scaled_height, left, top)
 

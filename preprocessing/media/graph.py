@@ -40,12 +40,15 @@ class FrameFitter:
         pixel_aspect: Callable[[], Fraction | None],
         name: str,
         orientation: Orientation | None = None,
+        cover: Cover | None = None,
     ) -> None:
+        """``cover``: stretch frames to it, whatever their shape, instead of covering the size."""
         self._size = width, height
         self._pixel_aspect = pixel_aspect
         self._name = name
         self._orientation = orientation
         self._graphs: dict[Look, _FitGraph] = {}
+        self._given_cover = cover
         self.cover: Cover | None = None
         """Of the first frame."""
 
@@ -61,7 +64,7 @@ class FrameFitter:
         if look not in self._graphs:
             if min(look.width, look.height) < MIN_SIDE:
                 raise too_small(self._name, look.width, look.height)
-            self._graphs[look] = _FitGraph(look, *self._size)
+            self._graphs[look] = _FitGraph(look, *self._size, self._given_cover)
             self.cover = self.cover or self._graphs[look].cover
         return self._graphs[look].fit(frame)
 
@@ -69,8 +72,8 @@ class FrameFitter:
 class _FitGraph:
     """The filters for frames of one look."""
 
-    def __init__(self, look: Look, width: int, height: int) -> None:
-        self.cover = cover(*look.display_size, width, height)
+    def __init__(self, look: Look, width: int, height: int, given: Cover | None) -> None:
+        self.cover = given or cover(*look.display_size, width, height)
         self._look = look
         self._graph = Graph()
         self._graph.threads = 1

@@ -1,0 +1,113 @@
+"""The excerpt of a clip that a preview starts from, at a given rate and its true speed."""
+
+from fractions import Fraction
+from pathlib import Path
+
+from preprocessing.errors import MediaError
+from preprocessing.media.clip import Clip, FittedVideo
+from preprocessing.media.errors import MissingFrames, TooShort
+from preprocessing.media.fit import write_frames
+from preprocessing.media.probe import recount
+from preprocessing.media.timeline import FramePlan, Span, Timeline
+from preprocessing.names import short
+from preprocessing.rules import (
+    LATENT_STRIDE_FRAMES,
+    DatasetRule,
+    ValidationRule,
+    snap_num_frames,
+)
+
+
+def frames_at(timeline: Timeline, frame_rate: int) -> int:
+    """How many frames a clip has when it is played at ``frame_rate``; halves count as one."""
+    return int(timeline.duration * frame_rate + Fraction(1, 2))
+
+
+def plan_excerpt(timeline: Timeline, rule: ValidationRule) -> FramePlan:
+    """Choose the frames, 8k + 1 of them, of a clip that has at least one.
+
+    Anchored at the start, frame i is the one on screen at i / rate. Anchored at the end, the last
+    frame is the clip's last one and each one before is the last to come on screen until 1 / rate
+    earlier; where there are fewer than 8k + 1, the first of them is repeated in front.
+    """
+    rate = Fraction(rule.frame_rate)
+    there = min(frames_at(timeline, rule.frame_rate), rule.num_frames)
+    if rule.anchor == "start":
+        num_frames = snap_num_frames(there)
+        window = Span(Fraction(0), num_frames / rate)
+        indices = [timeline.on_screen(i / rate) for i in range(num_frames)]
+    else:
+        num_frames = snap_num_frames(there + LATENT_STRIDE_FRAMES - 1)
+        window = Span(timeline.duration - num_frames / rate, timeline.duration)
+        before = [timeline.duration - i / rate for i in reversed(range(there))]
+        indices = [_last_before(timeline, time) for time in before]
+        indices[:0] = [indices[0]] * (num_frames - there)
+    seen = timeline.frames_in(Span(max(window.start, Fraction(0)), window.end))
+    return FramePlan(tuple(indices), rate, window, Fraction(1), len(seen))
+
+
+def fit_excerpt(clip: Clip, rule: ValidationRule, out: Path) -> FittedVideo:
+    """Write what a preview is made from to ``out``: uint8 [8k + 1, height, width, 3], RGB.
+
+    Raises `TooShort` for a clip of fewer than ``rule.min_frames`` at ``rule.frame_rate``, or
+    `MediaError` where frames do not decode.
+    """
+    try:
+        return _fit(clip, rule, out)
+    except MissingFrames:
+        counted = recount(clip)
+    try:
+        return _fit(counted, rule, out)
+    except MissingFrames:
+        raise MediaError(
+            f"{short(clip.name)} is damaged: some of its frames do not decode. Export it again.",
+            reason="unreadable",
+        ) from None
+
+
+def _fit(clip: Clip, rule: ValidationRule, out: Path) -> FittedVideo:
+    there = frames_at(clip.timeline, rule.frame_rate)
+    if there < rule.min_frames:
+        raise TooShort(
+            f"{short(clip.name)} has {there} frames at {rule.frame_rate} frames per second "
+            f"({clip.facts.num_frames} at its own rate); at least {rule.min_frames} are needed. "
+            "Send a longer clip.",
+            ctx={
+                "min_duration": rule.min_frames / rule.frame_rate,
+                "provided_duration": round(float(clip.timeline.duration), 3),
+                "min_frames": rule.min_frames,
+                "provided_frames": there,
+            },
+        )
+    chosen = plan_excerpt(clip.timeline, rule)
+    cover = write_frames(clip, chosen, as_dataset_rule(rule, len(chosen.indices)), out)
+    return FittedVideo(
+        start_s=float(chosen.window.start),
+        end_s=float(chosen.window.end),
+        num_source_frames=chosen.num_source_frames,
+        num_frames=len(chosen.indices),
+        frame_rate=chosen.frame_rate,
+        width=rule.width,
+        height=rule.height,
+        scaled_width=cover.width,
+        scaled_height=cover.height,
+        time_scale=1.0,
+        warnings=clip.warnings,
+        source_times=tuple(clip.timeline.start_of(index) for index in chosen.indices),
+    )
+
+
+def as_dataset_rule(rule: ValidationRule, num_frames: int) -> DatasetRule:
+    """The rule that fitting asks: size, length and loudness are the same kind of demand."""
+    return DatasetRule(
+        num_frames=num_frames,
+        frame_rate=rule.frame_rate,
+        width=rule.width,
+        height=rule.height,
+        audio_normalize=rule.audio_normalize,
+    )
+
+
+def _last_before(timeline: Timeline, time: Fraction) -> int:
+    """The last frame to come on screen before ``time``; the first one where none does."""
+    return max(timeline.frames_in(Span(Fraction(0), time)).stop - 1, 0)
