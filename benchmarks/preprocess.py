@@ -30,7 +30,7 @@ import numpy as np
 from av.filter import Graph
 
 from preprocessing.events import EventLog
-from preprocessing.media import Clip, Span, detect_scenes, probe_video
+from preprocessing.media import Clip, detect_scenes, probe_video
 from preprocessing.media.fit import write_frames
 from preprocessing.media.timeline import FramePlan, plan
 from preprocessing.prepare import prepare

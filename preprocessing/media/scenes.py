@@ -47,7 +47,9 @@ def _cuts(clip: Clip) -> list[int]:
     with open_video(clip.path, clip.name) as (container, _):
         stream = video_stream(container, clip.name)
         for number, frame in enumerate(decoded(container, stream, clip.name, deinterlace=False)):
-            small = frame.reformat(width, height, "bgr24", interpolation="FAST_BILINEAR")
+            small = frame.reformat(
+                width, height, "bgr24", interpolation="FAST_BILINEAR", threads=1
+            )
             time = FrameTimecode(number, rate)
             cuts += [cut.frame_num for cut in detector.process_frame(time, small.to_ndarray())]
     end = clip.timeline.num_frames
