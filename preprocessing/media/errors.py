@@ -1,11 +1,12 @@
 """What can be wrong with one media file; see `preprocessing.errors` for the tree.
 
 MediaError
-├── TooShort            fewer frames than a sample needs; such clips are skipped, not refused
+└── TooShort            fewer frames than a sample needs; such clips are skipped, not refused
+Exception
 └── MissingFrames       internal: the container promised frames that do not decode
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import av
@@ -19,19 +20,12 @@ class TooShort(MediaError):
 
     default_type = "video_duration_too_short"
 
-    def __init__(self, message: str, *, ctx: dict[str, object]) -> None:
+    def __init__(self, message: str, *, ctx: Mapping[str, object] | None = None) -> None:
         super().__init__(message, reason="too_short", ctx=ctx)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _too_short, (self.message, self.ctx)
 
 
 class MissingFrames(Exception):
     """Frames that the container lists and the decoder does not give."""
-
-
-def _too_short(message: str, ctx: dict[str, object]) -> TooShort:
-    return TooShort(message, ctx=ctx)
 
 
 @contextmanager

@@ -131,8 +131,9 @@ def write_frames(clip: Clip, chosen: FramePlan, rule: DatasetRule, out: Path) ->
         pixels = _create(out, len(chosen.indices), rule)
         for index, frame in numbered(container, stream, clip, first):
             if index in places:
-                targets = places.pop(index)
-                pixels[targets] = fitter.fit(frame)
+                fitted = fitter.fit(frame)
+                for place in places.pop(index):
+                    pixels[place] = fitted
             if index >= last:
                 break
     if places:

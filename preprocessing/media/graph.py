@@ -112,7 +112,9 @@ def _filters(look: Look, across: AxisCrop, down: AxisCrop) -> list[tuple[str, st
     packed = "rgb48le" if look.color.hdr else "rgb24"
     if look.is_rgb:
         return [crop, convert, ("format", f"gbrp{depth}"), scale, trim, ("format", packed)]
-    return [crop, scale, ("format", f"yuv444p{depth}"), trim, convert, ("format", packed)]
+    # To planar RGB first, for which swscale has vector code, and only then packed.
+    rgb = [convert, ("format", f"gbrp{depth}"), ("scale", _EXACT), ("format", packed)]
+    return [crop, scale, ("format", f"yuv444p{depth}"), trim, *rgb]
 
 
 def _stored_axes(look: Look, fit: Cover, width: int, height: int) -> tuple[AxisCrop, AxisCrop]:

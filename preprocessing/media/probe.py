@@ -1,44 +1,38 @@
 """What a clip is, found by reading it rather than its header."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import av
 
 from preprocessing.errors import MediaError
 from preprocessing.media.clip import Clip
 from preprocessing.media.containers import AVI, MIN_SIDE, open_video, too_small
-from preprocessing.media.decode import decoded, decoded_sound, sound_stream, video_stream
+from preprocessing.media.decode import video_stream
 from preprocessing.media.look import Look, look_at
 from preprocessing.media.timeline import MAX_RATE, measure
-from preprocessing.media.walk import (
-    FrameTimes,
-    count_by_decoding,
-    nothing_decodes,
-    walk_packets,
-)
+from preprocessing.media.walk import FrameTimes, count_by_decoding, read_through
 from preprocessing.names import short
-from preprocessing.report import AudioFacts, VideoFacts
+from preprocessing.report import VideoFacts
 
 
 def probe_video(path: Path, name: str) -> Clip:
     """Find out what ``path`` is. ``name`` is what the archive calls it.
 
-    Every packet is read for its time, which is cheap, and the first frame is decoded for the
-    picture. Where packets do not tell which frames will come (damage, hidden frames, missing
+    Every packet is read for its time, which is cheap, and the first frame and the first sound are
+    decoded. Where packets do not tell which frames will come (damage, hidden frames, missing
     times), all frames are decoded and counted.
 
     Raises `MediaError`: not a video, no picture, too large, too long, nothing decodes.
     """
     with open_video(path, name) as (container, demuxer):
-        stream = video_stream(container, name)
         decode_order = demuxer is AVI
-        times = walk_packets(container, stream, name, decode_order=decode_order)
+        stream = video_stream(container, name)
+        contents = read_through(container, stream, name, decode_order=decode_order)
+        look = look_at(contents.picture, stream.sample_aspect_ratio, name)
         hints = [rate for rate in (stream.guessed_rate, stream.average_rate) if rate]
         codec = stream.codec_context.name
-    picture = _first_picture(path, name)
-    if times is None or (times.has_times and picture.tick != times.ticks[0]):
-        times = count_by_decoding(path, name, decode_order=decode_order)
+    if min(look.width, look.height) < MIN_SIDE:
+        raise too_small(name, look.width, look.height)
+    times = contents.times or count_by_decoding(path, name, decode_order=decode_order)
     timeline = measure(times.ticks, times.time_base, hints, times.last_duration)
     if timeline.rate > MAX_RATE:
         raise MediaError(
@@ -46,7 +40,6 @@ def probe_video(path: Path, name: str) -> Clip:
             "broken. Export it again.",
             reason="broken_times",
         )
-    look = picture.look
     width, height = (round(side) for side in look.display_size)
     facts = VideoFacts(
         container=demuxer.title,
@@ -63,8 +56,8 @@ def probe_video(path: Path, name: str) -> Clip:
         num_frames=timeline.num_frames,
         duration_s=float(timeline.duration),
         color=str(look.color),
-        interlaced=picture.interlaced,
-        audio=_sound_facts(path, name),
+        interlaced=contents.picture.interlaced_frame,
+        audio=contents.sound,
     )
     return Clip(path, name, facts, timeline, times.has_times, _warnings(facts, times, look))
 
@@ -86,53 +79,6 @@ def recount(clip: Clip) -> Clip:
         timeline=timeline,
         has_times=times.has_times,
         warnings=(*clip.warnings, *_warnings(facts, times)),
-    )
-
-
-@dataclass(frozen=True)
-class _Picture:
-    look: Look
-    interlaced: bool
-    tick: int | None
-
-
-def _first_picture(path: Path, name: str) -> _Picture:
-    with open_video(path, name) as (container, _):
-        stream = video_stream(container, name)
-        frame = next(decoded(container, stream, name, deinterlace=False), None)
-        if frame is None:
-            raise nothing_decodes(name)
-        look = look_at(frame, stream.sample_aspect_ratio, name)
-        if min(look.width, look.height) < MIN_SIDE:
-            raise too_small(name, look.width, look.height)
-        return _Picture(look, frame.interlaced_frame, frame.pts)
-
-
-def _sound_facts(path: Path, name: str) -> AudioFacts | None:
-    """Facts of the soundtrack; None where there is none that decodes."""
-    with open_video(path, name) as (container, _):
-        stream = sound_stream(container)
-        if stream is None or stream.time_base is None:
-            return None
-        codec, time_base = stream.codec_context.name, stream.time_base
-        first = end = None
-        try:
-            for packet in container.demux(stream):
-                if packet.size and packet.pts is not None and not packet.is_discard:
-                    first = packet.pts if first is None else first
-                    end = packet.pts + (packet.duration or 0)
-        except av.error.InvalidDataError:
-            pass  # Cut off: what came before counts.
-    with open_video(path, name) as (container, _):
-        stream = sound_stream(container)
-        frame = next(decoded_sound(container, stream), None) if stream else None
-    if frame is None or first is None or end is None:
-        return None
-    return AudioFacts(
-        codec=codec,
-        sample_rate=frame.sample_rate,
-        channels=frame.layout.nb_channels,
-        duration_s=float((end - first) * time_base),
     )
 
 

@@ -1,20 +1,29 @@
 """When the frames of a file are shown: from its packets if they tell, else by decoding them all."""
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from preprocessing.errors import MediaError
 from preprocessing.media.containers import open_video
-from preprocessing.media.decode import decoded, video_stream
+from preprocessing.media.decode import (
+    FrameDecoder,
+    decoded,
+    packets,
+    sound_stream,
+    video_stream,
+)
 from preprocessing.names import short
+from preprocessing.report import AudioFacts
 
 MAX_FRAMES: Final = 500_000
 """Frames of one clip: 4.6 hours at 30 per second. Beyond, reading it is the attack."""
@@ -40,40 +49,110 @@ class FrameTimes:
     """Parts of the file could not be read."""
 
 
-def walk_packets(
-    container: InputContainer, stream: VideoStream, name: str, *, decode_order: bool
-) -> FrameTimes | None:
-    """Read all packets; None where they do not tell which frames will come.
+@dataclass(frozen=True)
+class Contents:
+    """What one pass over a file found."""
+
+    times: FrameTimes | None
+    """None where the packets do not tell which frames will come."""
+    picture: av.VideoFrame
+    """The first frame."""
+    sound: AudioFacts | None
+
+
+def read_through(
+    container: InputContainer, video: VideoStream, name: str, *, decode_order: bool
+) -> Contents:
+    """Read all packets; decode the first frame and the first sound.
 
     ``decode_order``: the container stores no presentation times (AVI), and FFmpeg's guesses at
     them are wrong where frames are reordered; the n-th frame shown then takes the n-th time.
+    Raises `MediaError` where no frame decodes.
     """
-    time_base = stream.time_base or _FALLBACK_TIME_BASE
-    is_vp8 = stream.codec_context.name == "vp8"
-    ticks: list[int] = []
-    first_key: int | None = None
-    last, last_duration = 0, 0
-    try:
-        for packet in container.demux(stream):
-            if not packet.size or packet.is_discard:
-                continue
-            if is_vp8 and not memoryview(packet)[0] & _VP8_SHOWN:
-                continue
-            tick = packet.dts if decode_order else packet.pts
-            if tick is None or packet.is_corrupt:
-                return None
-            if first_key is None and packet.is_keyframe:
-                first_key = tick
-            if not ticks or tick > last:
-                last, last_duration = tick, packet.duration or 0
-            ticks.append(tick)
-            _check_length(len(ticks), name)
-    except av.error.InvalidDataError:
-        return None
-    ticks.sort()
-    if not _ascending(ticks) or first_key != ticks[0]:
-        return None
-    return FrameTimes(ticks, time_base, last_duration * time_base, has_times=not decode_order)
+    sound = sound_stream(container)
+    frames = _FrameWalk(video, name, decode_order=decode_order)
+    track = _SoundWalk(sound) if sound else None
+    for packet in packets(container, video, *([sound] if sound else [])):
+        if packet is None or packet.stream_index == video.index:
+            frames.read(packet)
+        elif track is not None:
+            track.read(packet)
+    if frames.picture is None:
+        raise nothing_decodes(name)
+    return Contents(frames.times(), frames.picture, track.facts() if track else None)
+
+
+class _FrameWalk:
+    """Frame times, packet by packet."""
+
+    def __init__(self, stream: VideoStream, name: str, *, decode_order: bool) -> None:
+        self.picture: av.VideoFrame | None = None
+        self._name = name
+        self._decode_order = decode_order
+        self._decoder = FrameDecoder(stream, name)
+        self._time_base = stream.time_base or _FALLBACK_TIME_BASE
+        self._is_vp8 = stream.codec_context.name == "vp8"
+        self._ticks: list[int] = []
+        self._first_key: int | None = None
+        self._highest, self._last_duration = 0, 0
+        self._trusted = True
+
+    def read(self, packet: Any) -> None:
+        if self.picture is None:
+            self.picture = next(iter(self._decoder.decode(packet)), None)
+        if packet is None or packet.is_discard:
+            return
+        if self._is_vp8 and not memoryview(packet)[0] & _VP8_SHOWN:
+            return
+        tick = packet.dts if self._decode_order else packet.pts
+        if tick is None or packet.is_corrupt:
+            self._trusted = False
+            return
+        if self._first_key is None and packet.is_keyframe:
+            self._first_key = tick
+        if not self._ticks or tick > self._highest:
+            self._highest, self._last_duration = tick, packet.duration or 0
+        self._ticks.append(tick)
+        _check_length(len(self._ticks), self._name)
+
+    def times(self) -> FrameTimes | None:
+        ticks = sorted(self._ticks)
+        if not self._trusted or not _ascending(ticks) or self._first_key != ticks[0]:
+            return None
+        has_times = not self._decode_order
+        if has_times and (self.picture is None or self.picture.pts != ticks[0]):
+            return None
+        last_duration = self._last_duration * self._time_base
+        return FrameTimes(ticks, self._time_base, last_duration, has_times)
+
+
+class _SoundWalk:
+    """Facts of a soundtrack, packet by packet."""
+
+    def __init__(self, stream: AudioStream) -> None:
+        self._stream = stream
+        self._frame: av.AudioFrame | None = None
+        self._start: int | None = None
+        self._end = 0
+
+    def read(self, packet: Any) -> None:
+        if self._frame is None:
+            with contextlib.suppress(av.error.InvalidDataError):
+                self._frame = next(iter(self._stream.codec_context.decode(packet)), None)
+        if packet.pts is not None and not packet.is_discard:
+            self._start = packet.pts if self._start is None else self._start
+            self._end = packet.pts + (packet.duration or 0)
+
+    def facts(self) -> AudioFacts | None:
+        """None where nothing decodes: for a training, that is a silent clip."""
+        if self._frame is None or self._start is None or self._stream.time_base is None:
+            return None
+        return AudioFacts(
+            codec=self._stream.codec_context.name,
+            sample_rate=self._frame.sample_rate,
+            channels=self._frame.layout.nb_channels,
+            duration_s=float((self._end - self._start) * self._stream.time_base),
+        )
 
 
 def count_by_decoding(path: Path, name: str, *, decode_order: bool) -> FrameTimes:

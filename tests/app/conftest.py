@@ -34,6 +34,8 @@ MODE: dict[str, Any] = {
 def postgres_url() -> str:
     url = os.environ.get(POSTGRES)
     if not url:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must set {POSTGRES} (see .ci/run)")
         pytest.skip(f"{POSTGRES} is not set")
     return url
 

@@ -13,7 +13,7 @@ from tests.service.harness import Stack, descendants, kill_group, stack, trainer
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(500)]
 
-STEPS = 150
+STEPS = 100
 
 
 @pytest.fixture(scope="module")

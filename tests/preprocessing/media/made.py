@@ -86,7 +86,7 @@ def make_clip(out: Path, frames: Iterable[Picture | av.VideoFrame], **how: Any) 
     with av.open(
         str(out), "w", format=making.format, options=making.container_options
     ) as container:
-        video = container.add_stream(
+        video: Any = container.add_stream(
             making.codec, rate=Fraction(making.rate), options=making.options
         )
         video.pix_fmt = making.pixel_format

@@ -27,16 +27,19 @@ def resize_matrix(source: int, size: int) -> Floats:
     support = max(ratio, 1.0)
     centres = (np.arange(size) + 0.5) * ratio - 0.5
     weights = cubic((np.arange(source)[None] - centres[:, None]) / support)
-    return weights / weights.sum(axis=1, keepdims=True)
+    normalised: Floats = weights / weights.sum(axis=1, keepdims=True)
+    return normalised
 
 
-def reference(picture: Floats, width: int, height: int) -> Floats:
+def reference(picture: NDArray[np.uint8], width: int, height: int) -> Floats:
     """The whole frame resized to cover in float64, then cropped: [height, width, 3]."""
     source_height, source_width = picture.shape[:2]
     fit = cover(Fraction(source_width), Fraction(source_height), width, height)
     rows = resize_matrix(source_height, fit.height)
     columns = resize_matrix(source_width, fit.width)
-    resized = np.einsum("yh,hwc,xw->yxc", rows, picture.astype(np.float64), columns, optimize=True)
+    resized: Floats = np.einsum(
+        "yh,hwc,xw->yxc", rows, picture.astype(np.float64), columns, optimize=True
+    )
     return resized[fit.top : fit.top + height, fit.left : fit.left + width].clip(0, 255)
 
 

@@ -1,5 +1,6 @@
 """Which frames a sample is made of, read back from numbers burnt into the frames."""
 
+import pickle
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -39,6 +40,7 @@ RATES = [Fraction(1, 2), 8, Fraction(24000, 1001), 24, 25, NTSC, 60, 240]
 def test_own_rate_keeps_every_frame(tmp_path: Path, rate: Fraction, suffix: str) -> None:
     path = numbered_clip(tmp_path / f"clip{suffix}", 20, rate=rate)
     clip = probe_video(path, "clip")
+    assert pickle.loads(pickle.dumps(clip)) == clip
     assert clip.facts.num_frames == 20
     assert clip.facts.frame_rate == rate
     assert not clip.facts.variable_frame_rate
@@ -158,6 +160,12 @@ def test_length_at_the_limit(tmp_path: Path, frames: int, fits: bool) -> None:
         with pytest.raises(TooShort, match=f"has {frames} frames where 89") as caught:
             own_rate(path, 89)
         assert caught.value.reason == "too_short"
+        copy = pickle.loads(pickle.dumps(caught.value))
+        assert (copy.message, copy.reason, copy.ctx) == (
+            caught.value.message,
+            "too_short",
+            {"provided_frames": frames, "min_frames": 89},
+        )
 
 
 def test_a_single_frame_is_not_stretched(tmp_path: Path) -> None:
