@@ -128,7 +128,6 @@ def _probe(transformer: LTX2VideoTransformer3DModel, *, with_audio: bool) -> lis
         context = torch.randn(1, PROBE_TEXT_TOKENS, text_width, generator=generator)
         return Modality(
             tokens=torch.randn(1, num_tokens, channels, generator=generator).to(device),
-            timesteps=sigma[:, None],
             sigma=sigma,
             context=context.to(device, transformer.proj_in.weight.dtype),
             coords=coords.to(device),

@@ -15,7 +15,14 @@ from torch import Tensor
 from preprocessing.rules import LATENT_STRIDE_FRAMES, LATENT_STRIDE_PIXELS
 from trainer.errors import ConditionError
 from trainer.latents import VideoGeometry, num_audio_latents
-from trainer.spec import Condition, KeepRectangle, Prefix, SampleMask, Suffix
+from trainer.spec import (
+    NATIVE_FRAME_RATE,
+    Condition,
+    KeepRectangle,
+    Prefix,
+    SampleMask,
+    Suffix,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,28 @@ class KeepMasks:
     """[T] bool, None where no audio is trained."""
 
 
+@dataclass(frozen=True)
+class Window:
+    """The beginning or the end of a clip: how much of each stream it covers."""
+
+    at_end: bool
+    num_frames: int
+    """Pixel frames."""
+    num_latent_frames: int
+    num_audio_latents: int
+
+    def of_video(self, num_latent_frames: int) -> slice:
+        """Its part of a clip of so many latent frames."""
+        return self._part(num_latent_frames, self.num_latent_frames)
+
+    def of_audio(self, num_latents: int) -> slice:
+        """Its part of a sound of so many latents."""
+        return self._part(num_latents, self.num_audio_latents)
+
+    def _part(self, length: int, count: int) -> slice:
+        return slice(max(0, length - count), length) if self.at_end else slice(0, count)
+
+
 def keep_masks(
     conditions: Sequence[Condition],
     geometry: VideoGeometry,
@@ -37,32 +66,33 @@ def keep_masks(
 ) -> KeepMasks:
     """The union of what ``conditions`` keep of a clip of ``geometry``.
 
-    ``sample_mask`` is the clip's own mask, uint8 [F, H, W] in pixels, 255 = keep, for `SampleMask`.
-    A kept prefix or suffix keeps the matching window of the audio. Raises `ConditionError` where
-    the whole clip or, despite conditions, nothing of it would be kept.
+    ``sample_mask`` is the clip's own mask for `SampleMask`: [f, h, w] bool, True = given, reduced
+    to latent cells by `preprocessing/latent_mask.py`. A kept prefix or suffix keeps the matching
+    window of the audio. Raises `ConditionError` where the whole clip or, despite conditions,
+    nothing of it would be kept, and `ValueError` for a mask of another shape or type.
     """
     grid = (geometry.num_latent_frames, geometry.latent_height, geometry.latent_width)
     video = torch.zeros(grid, dtype=torch.bool)
     audio = None if num_audio_tokens is None else torch.zeros(num_audio_tokens, dtype=torch.bool)
     for condition in conditions:
         match condition:
-            case Suffix(num_latent_frames=count):
-                video[max(0, grid[0] - count) :] = True
+            case Suffix() | Prefix():
+                window = window_of(condition, geometry.frame_rate)
+                video[window.of_video(grid[0])] = True
                 if audio is not None:
-                    window = _audio_window(count * LATENT_STRIDE_FRAMES, geometry.frame_rate)
-                    audio[max(0, len(audio) - window) :] = True
-            case Prefix(num_latent_frames=count):
-                video[:count] = True
-                if audio is not None:
-                    num_frames = (count - 1) * LATENT_STRIDE_FRAMES + 1
-                    audio[: _audio_window(num_frames, geometry.frame_rate)] = True
+                    audio[window.of_audio(len(audio))] = True
             case KeepRectangle():
-                rows, columns = _latent_rectangle(condition, geometry)
+                rows, columns = _latent_rectangle(condition, geometry.width, geometry.height)
                 video[:, rows, columns] = True
             case SampleMask():
                 if sample_mask is None:
-                    raise ConditionError("This training needs a mask for every clip.")
-                video |= latent_keep_mask(sample_mask, geometry)
+                    raise ConditionError(
+                        "This training needs a mask for every clip. Give the clip a mask file."
+                    )
+                if sample_mask.dtype != torch.bool or sample_mask.shape != grid:
+                    found = f"{sample_mask.dtype} {tuple(sample_mask.shape)}"
+                    raise ValueError(f"the mask must be bool {grid}, not {found}")
+                video |= sample_mask
             case _:
                 assert_never(condition)
     if conditions and video.all():
@@ -79,40 +109,55 @@ def keep_masks(
     return KeepMasks(video.flatten(), audio)
 
 
-def latent_keep_mask(mask: Tensor, geometry: VideoGeometry) -> Tensor:
-    """Reduce a pixel mask, uint8 [F, H, W] or [H, W] with 255 = keep, to [f, h, w] bool.
-
-    A 32x32 cell is kept in a frame when more than half of it is kept; a token is kept when its cell
-    is kept in every frame of the token: {0}, {1..8}, {9..16}, ... So an edit seen in one frame only
-    is generated. The reference groups {0..7}, {8..15}, ... and keeps on any frame (1.5).
-    Raises ValueError for another size or frame count; integers throughout, so ties are exact.
-    """
-    if mask.ndim == 2:
-        mask = mask.expand(geometry.num_frames, -1, -1)
-    expected = (geometry.num_frames, geometry.height, geometry.width)
-    if mask.dtype != torch.uint8 or tuple(mask.shape) != expected:
-        raise ValueError(f"mask must be uint8 {expected}, not {mask.dtype} {tuple(mask.shape)}")
-    cell = LATENT_STRIDE_PIXELS
-    cells = mask.unflatten(2, (-1, cell)).unflatten(1, (-1, cell)).sum(dim=(2, 4))
-    kept = cells * 2 > 255 * cell * cell
-    later = kept[1:].unflatten(0, (-1, LATENT_STRIDE_FRAMES)).all(dim=1)
-    return torch.cat([kept[:1], later])
+def window_of(condition: Suffix | Prefix, frame_rate: Fraction) -> Window:
+    """The first latent frame is one pixel frame, the others are eight each (1.1); the audio is
+    what lasts as long, rounded (1.4)."""
+    count = condition.num_latent_frames
+    at_end = isinstance(condition, Suffix)
+    num_frames = count * LATENT_STRIDE_FRAMES
+    if not at_end:
+        num_frames -= LATENT_STRIDE_FRAMES - 1
+    return Window(
+        at_end=at_end,
+        num_frames=num_frames,
+        num_latent_frames=count,
+        num_audio_latents=num_audio_latents(num_frames, frame_rate),
+    )
 
 
-def _audio_window(num_frames: int, frame_rate: Fraction) -> int:
-    return num_audio_latents(num_frames, frame_rate)
+def describe(condition: Condition, *, width: int, height: int) -> dict[str, object]:
+    """``condition`` for config.json: as it was asked for, and what it means in a training frame of
+    this size, so that an inference can be set up the same way."""
+    facts: dict[str, object] = condition.model_dump()
+    match condition:
+        case Suffix() | Prefix():
+            window = window_of(condition, Fraction(NATIVE_FRAME_RATE))
+            facts["conditioning_frames"] = window.num_frames
+        case KeepRectangle():
+            rows, columns = _latent_rectangle(condition, width, height)
+            facts["snapped"] = {
+                "left": columns.start * LATENT_STRIDE_PIXELS,
+                "top": rows.start * LATENT_STRIDE_PIXELS,
+                "right": columns.stop * LATENT_STRIDE_PIXELS,
+                "bottom": rows.stop * LATENT_STRIDE_PIXELS,
+            }
+        case SampleMask():
+            facts["mask"] = "each clip's own: white is regenerated, black is given"
+        case _:
+            assert_never(condition)
+    return facts
 
 
-def _latent_rectangle(rectangle: KeepRectangle, geometry: VideoGeometry) -> tuple[slice, slice]:
-    """Both edges are scaled to the frame at hand, then floored to a cell; in integers."""
+def _latent_rectangle(rectangle: KeepRectangle, width: int, height: int) -> tuple[slice, slice]:
+    """Rows and columns: both edges scaled to the frame at hand, then floored to a cell; exact."""
 
     def cells(start: int, end: int, meant_in: int, size: int) -> slice:
         last = size // LATENT_STRIDE_PIXELS
         scale = meant_in * LATENT_STRIDE_PIXELS
         return slice(min(start * size // scale, last), min(end * size // scale, last))
 
-    rows = cells(rectangle.top, rectangle.bottom, rectangle.frame_height, geometry.height)
-    columns = cells(rectangle.left, rectangle.right, rectangle.frame_width, geometry.width)
+    rows = cells(rectangle.top, rectangle.bottom, rectangle.frame_height, height)
+    columns = cells(rectangle.left, rectangle.right, rectangle.frame_width, width)
     return rows, columns
 
 

@@ -11,7 +11,7 @@ Files appear whole (written aside, renamed); several jobs may share a cache.
 import gc
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,10 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from preprocessing.events import EventLog
-from preprocessing.manifest import Audio, Manifest, Sample
 from trainer.audio import log_mel
+from trainer.footage import Footage
 from trainer.latents import (
-    VideoGeometry,
     normalise_audio,
     normalise_video,
     num_audio_latents,
@@ -49,40 +48,6 @@ class SampleLatents:
     audio: Tensor | None
 
 
-class Dataset:
-    """A prepared dataset and the hash of its bytes. Knows nothing of a model."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = Manifest.load(folder)
-        self._sample_hashes = {
-            sample.id: self._hash_sample(sample) for sample in self.manifest.samples
-        }
-        digest = hashlib.sha256(self.manifest.model_dump_json().encode())
-        for sample in self.manifest.samples:
-            digest.update(self._sample_hashes[sample.id].encode())
-        self.hash = digest.hexdigest()
-
-    def sample_hash(self, sample: Sample) -> str:
-        return self._sample_hashes[sample.id]
-
-    def geometry(self, sample: Sample) -> VideoGeometry:
-        manifest = self.manifest
-        return VideoGeometry(
-            manifest.num_frames, manifest.height, manifest.width, sample.frame_rate
-        )
-
-    def _hash_sample(self, sample: Sample) -> str:
-        """Of what is encoded: pictures, sound, and the rate (it decides the audio's length)."""
-        audio = sample.audio if self.manifest.with_audio else None
-        settings = (str(sample.frame_rate), audio.sample_rate if audio else None)
-        digest = hashlib.sha256(repr(settings).encode())
-        for path in [sample.frames, *([audio.path] if audio else [])]:
-            with (self.folder / path).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
-
-
 class EncodedCache:
     """The cache folder, seen through one model at one precision."""
 
@@ -91,14 +56,14 @@ class EncodedCache:
         self._contexts = cache / "contexts"
         self._key = f"{_ENCODING_VERSION} {base.id} {base.fingerprint} {base.dtype}"
 
-    def latents_path(self, dataset: Dataset, sample: Sample) -> Path:
-        return self._latents / self._name(dataset.sample_hash(sample))
+    def latents_path(self, clip: Footage) -> Path:
+        return self._latents / self._name(clip.hash)
 
     def context_path(self, prompt: str) -> Path:
         return self._contexts / self._name(prompt)
 
-    def latents(self, dataset: Dataset, sample: Sample) -> SampleLatents:
-        tensors = load_file(self.latents_path(dataset, sample))
+    def latents(self, clip: Footage) -> SampleLatents:
+        tensors = load_file(self.latents_path(clip))
         return SampleLatents(tensors["video"], tensors.get("audio"))
 
     def context(self, prompt: str) -> PromptContext:
@@ -109,8 +74,8 @@ class EncodedCache:
         return f"{digest.hexdigest()}.safetensors"
 
 
-def encode_dataset(
-    dataset: Dataset,
+def encode_all(
+    clips: Iterable[Footage],
     prompts: Iterable[str],
     base: BaseModel,
     cache: EncodedCache,
@@ -118,39 +83,33 @@ def encode_dataset(
     *,
     between: Callable[[], None],
 ) -> None:
-    """Fill ``cache`` with every sample, every caption and ``prompts`` (of the previews).
+    """Fill ``cache`` with all ``clips`` and ``prompts``, those of the previews included.
 
     One encoder is loaded at a time, only where something is missing, and freed before the next.
     ``between`` runs between two items and may raise to stop.
     """
-    manifest = dataset.manifest
-    captions = [sample.caption for sample in manifest.samples]
-    _encode_prompts([*captions, *prompts], base, cache, events, between)
+    _encode_prompts(prompts, base, cache, events, between)
     _free_memory(base.device)
-    missing = [
-        sample for sample in manifest.samples if not _is_whole(cache.latents_path(dataset, sample))
-    ]
+    unique = {cache.latents_path(clip): clip for clip in clips}
+    missing = {path: clip for path, clip in unique.items() if not _is_whole(path)}
     if not missing:
         return
-    # Both VAEs together are 1 GB of the real model; every sample is then read from disk once.
+    # Both VAEs together are 1 GB of the real model; every clip is then read from disk once.
     video_vae = base.video_vae()
-    audio_vae = base.audio_vae() if manifest.with_audio else None
+    audio_vae = base.audio_vae() if any(clip.audio for clip in missing.values()) else None
     with events.stage("encode_latents"):
-        for done, sample in enumerate(missing, start=1):
+        for done, (path, clip) in enumerate(missing.items(), start=1):
             between()
-            frames = np.load(dataset.folder / sample.frames, mmap_mode="r")
-            tensors = {"video": encode_video(frames, video_vae)}
-            if audio_vae is not None and sample.audio is not None:
-                wave = _waveform(dataset.folder, sample.audio)
-                geometry = dataset.geometry(sample)
+            tensors = {"video": encode_video(clip.pixels(), video_vae)}
+            if audio_vae is not None and clip.audio is not None:
                 tensors["audio"] = encode_audio(
-                    wave,
-                    sample.audio.sample_rate,
+                    clip.waveform(),
+                    clip.audio.sample_rate,
                     audio_vae,
-                    num_frames=geometry.num_frames,
-                    frame_rate=geometry.frame_rate,
+                    num_frames=clip.geometry.num_frames,
+                    frame_rate=clip.geometry.frame_rate,
                 )
-            _save(cache.latents_path(dataset, sample), tensors)
+            _save(path, tensors)
             events.emit("progress", name="encode_latents", done=done, total=len(missing))
     del video_vae, audio_vae
     _free_memory(base.device)
@@ -188,7 +147,7 @@ def encode_audio(
 
 
 def _encode_prompts(
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     base: BaseModel,
     cache: EncodedCache,
     events: EventLog,
@@ -206,10 +165,6 @@ def _encode_prompts(
             tensors = {"video": context.video, "audio": context.audio}
             _save(cache.context_path(prompt), tensors)
             events.emit("progress", name="encode_text", done=done, total=len(missing))
-
-
-def _waveform(folder: Path, audio: Audio) -> Tensor:
-    return torch.from_numpy(np.load(folder / audio.path))
 
 
 def _is_whole(path: Path) -> bool:

@@ -1,15 +1,18 @@
 """Training batches of one encoded sample each, on the device."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from trainer.conditions import KeepMasks, keep_masks
-from trainer.encode import Dataset, EncodedCache
+from trainer.encode import EncodedCache
+from trainer.errors import ConditionError
 from trainer.flow import Clean, Example
-from trainer.latents import VideoGeometry, audio_coords, video_coords
-from trainer.spec import TrainingSpec
+from trainer.footage import Dataset, Footage
+from trainer.latents import VideoGeometry, audio_coords, num_audio_latents, video_coords
+from trainer.spec import Condition, TrainingSpec
 
 
 class Examples:
@@ -24,19 +27,17 @@ class Examples:
         self._spec = spec
         self._device = device
         self._coords = lru_cache(maxsize=8)(self._make_coords)
-        self._masks = lru_cache(maxsize=8)(self._make_masks)
 
     def __len__(self) -> int:
         return len(self._dataset.manifest.samples)
 
     def __getitem__(self, index: int) -> Example:
-        sample = self._dataset.manifest.samples[index]
-        geometry = self._dataset.geometry(sample)
-        latents = self._cache.latents(self._dataset, sample)
-        context = self._cache.context(sample.caption)
+        clip = self._dataset.footage[index]
+        latents = self._cache.latents(clip)
+        context = self._cache.context(self._dataset.captions[index])
         num_audio_tokens = None if latents.audio is None else latents.audio.shape[1]
-        coords = self._coords(geometry, num_audio_tokens)
-        masks = self._masks(geometry, num_audio_tokens)
+        coords = self._coords(clip.geometry, num_audio_tokens)
+        masks = self._masks(clip)
         audio = None
         if latents.audio is not None:
             audio = Clean(
@@ -64,14 +65,29 @@ class Examples:
             audio_coords(num_audio_tokens or 0, device=self._device),
         )
 
-    def _make_masks(
-        self, geometry: VideoGeometry, num_audio_tokens: int | None
-    ) -> KeepMasks | None:
+    def _masks(self, clip: Footage) -> KeepMasks | None:
         """[1, N] and [1, T]; None without conditions: every token is then generated."""
         if not self._spec.conditions:
             return None
-        masks = keep_masks(self._spec.conditions, geometry, num_audio_tokens=num_audio_tokens)
+        masks = clip_masks(clip, self._spec.conditions)
         return KeepMasks(
             masks.video[None].to(self._device),
             None if masks.audio is None else masks.audio[None].to(self._device),
         )
+
+
+def clip_masks(clip: Footage, conditions: Sequence[Condition]) -> KeepMasks:
+    """What ``conditions`` keep of a training clip; its own mask is read for it, every time.
+
+    Raises `ConditionError` with the clip's name.
+    """
+    geometry = clip.geometry
+    num_audio_tokens = None
+    if clip.audio is not None:
+        num_audio_tokens = num_audio_latents(geometry.num_frames, geometry.frame_rate)
+    try:
+        return keep_masks(
+            conditions, geometry, num_audio_tokens=num_audio_tokens, sample_mask=clip.mask()
+        )
+    except ConditionError as error:
+        raise ConditionError(f"{clip.name}: {error}") from error

@@ -59,10 +59,6 @@ class Noised:
 
     tokens: Tensor
     """[B, N, C]: (1 - sigma) * clean + sigma * noise; kept tokens clean."""
-    timesteps: Tensor
-    """[B, N]: sigma, 0 on kept tokens; [B, 1] where no mask was given."""
-    sigma: Tensor
-    """[B]"""
     target: Tensor
     """[B, N, C]: noise - clean, the velocity."""
     in_loss: Tensor | None
@@ -106,14 +102,10 @@ def add_noise(clean: Tensor, sigma: Tensor, noise: Tensor, keep: Tensor | None) 
     """Tokens [B, N, C] at sigma [B]; ``keep`` [B, N] bool marks the given ones."""
     level = sigma[:, None, None]
     tokens = (1 - level) * clean + level * noise
-    timesteps = sigma[:, None]
     if keep is not None:
         tokens = torch.where(keep[..., None], clean, tokens)
-        timesteps = torch.where(keep, torch.zeros_like(timesteps), timesteps)
     return Noised(
         tokens=tokens,
-        timesteps=timesteps,
-        sigma=sigma,
         target=noise - clean,
         in_loss=None if keep is None else ~keep,
     )
@@ -167,6 +159,4 @@ def velocity_loss(
 def _noised(clean: Clean, drawn: tuple[Tensor, Tensor]) -> tuple[Noised, Modality]:
     sigma, noise = drawn
     noised = add_noise(clean.tokens, sigma, noise, clean.keep)
-    return noised, Modality(
-        noised.tokens, noised.timesteps, noised.sigma, clean.context, clean.coords
-    )
+    return noised, Modality(noised.tokens, sigma, clean.context, clean.coords, clean.keep)

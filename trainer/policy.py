@@ -13,7 +13,8 @@ from trainer.flow import Example
 _BYTES_BASE = 62
 """83.9 GB / 48 blocks / 6912 tokens / 4096."""
 _BYTES_PER_TOKEN_MODULATION = 24
-"""More where timesteps differ between tokens: 116.5 GB in place of 83.9."""
+"""More in a joint training where timesteps differ between tokens: 116.5 GB in place of 83.9.
+Without audio they cost nothing (`transformer.py`)."""
 _BYTES_WITH_AUDIO = 22
 """More in a joint training: 114 GB in place of 83.9."""
 
@@ -42,10 +43,10 @@ def activation_bytes_per_block(transformer: LTX2VideoTransformer3DModel, example
     batch, num_tokens, _ = example.video.tokens.shape
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
     per_unit = _BYTES_BASE
-    if example.video.keep is not None:
-        per_unit += _BYTES_PER_TOKEN_MODULATION
     if example.audio is not None:
         per_unit += _BYTES_WITH_AUDIO
+        if example.video.keep is not None:
+            per_unit += _BYTES_PER_TOKEN_MODULATION
     return batch * num_tokens * width * per_unit
 
 

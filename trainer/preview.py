@@ -3,6 +3,8 @@
 Single-stage samples with the adapter active but unmerged (`ltx-training.md` 2.5, 5.5). Prompts are
 encoded before the transformer is loaded, so contexts come in here. What of a clip is given (suffix,
 rectangle, mask) comes in as tokens too: a preview then shows the task that the LoRA is trained for.
+A preview is written as it is decoded, what was given included: no pixel of the clip is laid over
+it, so it shows what the model and its VAE make, seams and all.
 """
 
 import re
@@ -33,10 +35,12 @@ _NAME: Final = re.compile(r"step-(?P<step>\d{6,})_prompt-(?P<index>\d+)\.mp4")
 
 @dataclass(frozen=True)
 class PreviewPrompt:
-    """One validation entry, ready to be sampled. ``given_*`` are None for plain text to video."""
+    """One validation entry, ready to be sampled. The rest is None for plain text to video."""
 
     prompt: str
     context: PromptContext
+    geometry: VideoGeometry | None = None
+    """None: as the validation spec says. A given clip that covers the preview decides it."""
     given_video: Given | None = None
     given_audio: Given | None = None
 
@@ -74,10 +78,10 @@ def make_previews(
     the adapter. The global random state is left alone. Fewer previews come back when
     ``should_stop`` said so, or when a sample is NaN or Inf: that is logged, and ends no training.
     """
-    geometry = validation_geometry(spec)
     total = len(prompts) * spec.num_inference_steps
     previews = []
     for index, prompt in enumerate(prompts):
+        geometry = prompt.geometry or validation_geometry(spec)
         request = build_request(
             transformer,
             geometry,

@@ -19,15 +19,18 @@ from preprocessing.events import EventLog
 from trainer.adapter import remove_adapter
 from trainer.check import check_artifact
 from trainer.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from trainer.conditions import describe
 from trainer.decode import Decoder
-from trainer.encode import Dataset, EncodedCache, encode_dataset
+from trainer.encode import EncodedCache, encode_all
 from trainer.errors import CapacityError, TrainingError
-from trainer.examples import Examples
+from trainer.examples import Examples, clip_masks
+from trainer.footage import Dataset
+from trainer.given import open_sources, preview_prompts
 from trainer.job import Control, Job, JobDir, Result, write_atomically
 from trainer.loop import Hooks, Stopped, Trainer, train
 from trainer.lora_file import LoraMetadata, save_lora
 from trainer.model import BaseModel
-from trainer.preview import PreviewPrompt, find_previews, make_previews, preview_steps
+from trainer.preview import find_previews, make_previews, preview_steps
 from trainer.reel import make_reel
 from trainer.spec import TrainingSpec
 from trainer.transformer import checkpoint_blocks
@@ -119,7 +122,11 @@ class _Run:
         base = BaseModel.open(job.model, self._path(job.cache), _device(job.device))
         with self.events.stage("read_dataset"):
             dataset = Dataset(self._path(job.dataset))
-        with_audio = dataset.manifest.with_audio
+            with_audio = dataset.manifest.with_audio
+            for clip in dataset.footage:
+                clip_masks(clip, spec.conditions)  # a bad one ends the job here, not at its step
+            clips = job.validation_clips
+            sources = open_sources(clips and self._path(clips), spec, with_audio=with_audio)
         fingerprint = _fingerprint(spec, dataset, base)
         checkpoint = self._find_checkpoint(job, fingerprint)
 
@@ -127,7 +134,14 @@ class _Run:
         prompts = [entry.prompt for entry in validation.prompts]
         wanted = [*prompts, validation.negative_prompt] if prompts else []
         self.models.make_room(base)
-        encode_dataset(dataset, wanted, base, cache, self.events, between=self._stop_if_told)
+        encode_all(
+            [*dataset.footage, *(source.clip for source in sources)],
+            [*dataset.captions, *wanted],
+            base,
+            cache,
+            self.events,
+            between=self._stop_if_told,
+        )
 
         with self.events.stage("load_transformer"):
             transformer = self.models.transformer(base, with_audio=with_audio)
@@ -164,7 +178,7 @@ class _Run:
                 make_previews(
                     transformer,
                     Decoder.open(base, with_audio=with_audio),
-                    [PreviewPrompt(prompt, cache.context(prompt)) for prompt in prompts],
+                    preview_prompts(prompts, sources, cache),
                     cache.context(validation.negative_prompt),
                     validation,
                     step=step,
@@ -267,7 +281,10 @@ def config_json(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> dict[s
         "with_audio": manifest.with_audio,
         "number_of_samples": len(manifest.samples),
         "seed": spec.seed,
-        "conditions": [condition.model_dump() for condition in spec.conditions],
+        "conditions": [
+            describe(condition, width=manifest.width, height=manifest.height)
+            for condition in spec.conditions
+        ],
         "dataset_sha256": dataset.hash,
         "software": f"reelsmith {version('reelsmith')}",
     }

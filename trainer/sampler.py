@@ -20,7 +20,7 @@ from torch import Tensor
 from trainer.guidance import NO_GUIDANCE, Guidance, Passes, stg_block
 from trainer.latents import VideoGeometry, audio_coords, num_audio_latents, video_coords
 from trainer.text import PromptContext
-from trainer.transformer import Modality, predict_velocity
+from trainer.transformer import Modality, predict_velocity, token_timesteps
 
 SCHEDULE_TOKENS = 4096
 """Sampling shifts its sigmas as for so many tokens, whatever the size; training does not (1.3)."""
@@ -187,39 +187,37 @@ class _State:
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.given: Given | None = None
+        self._keep: Tensor | None = None
         noise = stream.noise.float()
         if stream.given is not None:
             self.given = Given(stream.given.keep.to(noise.device), stream.given.clean.to(noise))
+            self._keep = self.given.keep.expand(noise.shape[0], -1)
         self.tokens = self._restore_given(noise)
-
-    def timesteps(self, sigma: float) -> Tensor:
-        """Each token's own, [B, N]: 0 where it is given. [B, 1] where none is."""
-        batch, num_tokens, _ = self.tokens.shape
-        if self.given is None:
-            return self.tokens.new_full((batch, 1), sigma)
-        everywhere = self.tokens.new_full((batch, num_tokens), sigma)
-        return everywhere.masked_fill(self.given.keep, 0.0)
 
     def model_input(self, sigma: float, *, negative: bool) -> Modality:
         context = self.stream.negative if negative else self.stream.positive
         assert context is not None  # _check saw to it
         return Modality(
             tokens=self.tokens,
-            timesteps=self.timesteps(sigma),
-            sigma=self.tokens.new_full(self.tokens.shape[:1], sigma),
+            sigma=self._levels(sigma),
             context=context,
             coords=self.stream.coords,
+            keep=self._keep,
         )
 
     def x0(self, velocity: Tensor | None, sigma: float) -> Tensor:
         """x - v t with each token's own t, so a given token's x0 is itself."""
         assert velocity is not None
-        return self.tokens - velocity.float() * self.timesteps(sigma).unsqueeze(-1)
+        timesteps = token_timesteps(self._levels(sigma), self._keep)
+        return self.tokens - velocity.float() * timesteps.unsqueeze(-1)
 
     def step(self, x0: Tensor, sigma: float, next_sigma: float) -> None:
         """One Euler step towards ``x0``."""
         moved = self.tokens + (next_sigma - sigma) * (self.tokens - x0) / sigma
         self.tokens = self._restore_given(moved)
+
+    def _levels(self, sigma: float) -> Tensor:
+        return self.tokens.new_full(self.tokens.shape[:1], sigma)
 
     def _restore_given(self, tokens: Tensor) -> Tensor:
         """A choice, not arithmetic: what is given stays exact whatever the model said there."""

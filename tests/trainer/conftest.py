@@ -1,11 +1,22 @@
 """The tiny model, built once per test run."""
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.trainer.jobs import make_dataset
 from trainer.model import BaseModel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imports_are_no_garbage() -> Iterator[None]:
+    """Every job collects garbage seven times, and each time goes through all of diffusers."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,25 @@
 """Small datasets and jobs for the trainer's tests, and the golden files."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from safetensors.torch import load_file
 from torch import Tensor
 
-from preprocessing.manifest import Audio, Manifest, Sample
+from preprocessing.manifest import (
+    Audio,
+    Manifest,
+    Sample,
+    ValidationClip,
+    ValidationManifest,
+)
 from tests.conftest import GOLDEN
 from trainer.job import Job, JobDir
 from trainer.spec import TrainingSpec, ValidationPrompt, ValidationSpec
@@ -74,19 +83,117 @@ def make_dataset(
     return folder
 
 
-def make_spec(*, prompts: tuple[str, ...] = (), **changes: Any) -> TrainingSpec:
-    validation = ValidationSpec(
-        prompts=tuple(ValidationPrompt(prompt=prompt) for prompt in prompts),
-        negative_prompt="blurry",
-        num_frames=NUM_FRAMES,
-        frame_rate=24,
-        width=WIDTH,
-        height=HEIGHT,
-        num_inference_steps=2,
-        at=(0.5, 1.0),
+@dataclass(frozen=True)
+class Shot:
+    """A stretch of a real clip, as it is prepared."""
+
+    frames: np.ndarray
+    """uint8 [F, 64, 96, 3]"""
+    frame_rate: Fraction
+    sound: np.ndarray | None = None
+    """float32 [2, S] at 48 kHz, as long as the frames."""
+
+    def save(self, folder: Path, name: str, keep: np.ndarray | None = None) -> dict[str, Any]:
+        """Write it; returns the fields that `Sample` and `ValidationClip` share."""
+        fields: dict[str, Any] = {"frames": f"{name}.frames.npy", "frame_rate": self.frame_rate}
+        np.save(folder / fields["frames"], self.frames)
+        if self.sound is not None:
+            fields["audio"] = Audio(path=f"{name}.audio.npy", sample_rate=AUDIO_RATE)
+            np.save(folder / fields["audio"].path, self.sound)
+        if keep is not None:
+            fields["keep_mask"] = f"{name}.mask.npy"
+            np.save(folder / fields["keep_mask"], keep)
+        return fields
+
+
+def shoot(path: Path, *, start: int, num_frames: int, with_audio: bool = False) -> Shot:
+    """Frames ``start`` and on of a real clip, stretched to 96x64, and the sound that goes along."""
+    with av.open(str(path)) as container:
+        rate = Fraction(container.streams.video[0].average_rate)
+        frames = [
+            frame.to_ndarray(format="rgb24", width=96, height=64)
+            for frame in islice(container.decode(video=0), start, start + num_frames)
+        ]
+    sound = None
+    if with_audio:
+        resampler = av.AudioResampler(format="fltp", layout="stereo", rate=AUDIO_RATE)
+        with av.open(str(path)) as container:
+            parts = [
+                part.to_ndarray()
+                for frame in container.decode(audio=0)
+                for part in resampler.resample(frame)
+            ]
+        first, length = (round(count / rate * AUDIO_RATE) for count in (start, num_frames))
+        sound = np.concatenate(parts, axis=1)[:, first : first + length]
+        assert sound.shape[1] == length
+    assert len(frames) == num_frames
+    return Shot(np.stack(frames), rate, sound)
+
+
+def save_dataset(
+    folder: Path, shots: Sequence[Shot], masks: Sequence[np.ndarray] | None = None
+) -> Path:
+    """A prepared dataset of ``shots``, each with its mask where there are ``masks``."""
+    folder.mkdir(parents=True)
+    samples = tuple(
+        Sample(
+            id=f"{number}",
+            caption=f"a scene, number {number}",
+            source=f"{number}.mp4",
+            **shot.save(folder, f"{number}", None if masks is None else masks[number]),
+        )
+        for number, shot in enumerate(shots)
     )
-    settings = {"training_type": "t2v", "rank": 8, "num_steps": 12, "learning_rate": 1e-3}
-    return TrainingSpec(**(settings | {"validation": validation} | changes))
+    num_frames, height, width, _ = shots[0].frames.shape
+    Manifest(
+        kind="video",
+        width=width,
+        height=height,
+        num_frames=num_frames,
+        with_audio=shots[0].sound is not None,
+        samples=samples,
+    ).save(folder)
+    return folder
+
+
+def save_validation(
+    folder: Path, shots: Sequence[Shot], masks: Sequence[np.ndarray] | None = None
+) -> Path:
+    """The folder of clips that previews are made from."""
+    folder.mkdir(parents=True)
+    clips = tuple(
+        ValidationClip(
+            num_frames=len(shot.frames),
+            **shot.save(folder, f"{number}", None if masks is None else masks[number]),
+        )
+        for number, shot in enumerate(shots)
+    )
+    ValidationManifest(clips=clips).save(folder)
+    return folder
+
+
+def make_validation_spec(prompts: tuple[str, ...] = (), **changes: Any) -> ValidationSpec:
+    settings: dict[str, Any] = {
+        "prompts": tuple(ValidationPrompt(prompt=prompt) for prompt in prompts),
+        "negative_prompt": "blurry",
+        "num_frames": NUM_FRAMES,
+        "frame_rate": 24,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "num_inference_steps": 2,
+        "at": (0.5, 1.0),
+    }
+    return ValidationSpec(**(settings | changes))
+
+
+def make_spec(*, prompts: tuple[str, ...] = (), **changes: Any) -> TrainingSpec:
+    settings: dict[str, Any] = {
+        "training_type": "t2v",
+        "rank": 8,
+        "num_steps": 12,
+        "learning_rate": 1e-3,
+    }
+    return TrainingSpec(**(settings | {"validation": make_validation_spec(prompts)} | changes))
 
 
 def make_job(root: Path, dataset: Path, cache: Path, **changes: Any) -> JobDir:

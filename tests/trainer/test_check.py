@@ -18,13 +18,8 @@ from trainer.model import BaseModel
 RANK = 4
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return BaseModel.open("tiny", tmp_path_factory.mktemp("models"), "cpu")
-
-
-def trained(model: BaseModel, *, with_audio: bool) -> LTX2VideoTransformer3DModel:
-    transformer = model.transformer(with_audio=with_audio)
+def trained(tiny: BaseModel, *, with_audio: bool) -> LTX2VideoTransformer3DModel:
+    transformer = tiny.transformer(with_audio=with_audio)
     add_adapter(transformer, RANK, with_audio)
     generator = torch.Generator().manual_seed(3)
     state = adapter_state(transformer)
@@ -49,16 +44,16 @@ def save(path: Path, transformer: LTX2VideoTransformer3DModel, *, with_audio: bo
 
 @pytest.mark.parametrize("with_audio", [True, False], ids=["joint", "video-only"])
 def test_a_good_file_passes_and_nothing_is_changed(
-    model: BaseModel, tmp_path: Path, with_audio: bool
+    tiny: BaseModel, tmp_path: Path, with_audio: bool
 ) -> None:
     path = tmp_path / "lora.safetensors"
-    transformer = trained(model, with_audio=with_audio)
+    transformer = trained(tiny, with_audio=with_audio)
     save(path, transformer, with_audio=with_audio)
     before = {key: tensor.clone() for key, tensor in adapter_state(transformer).items()}
     opened: list[LTX2VideoTransformer3DModel] = []
 
     def fresh() -> LTX2VideoTransformer3DModel:
-        opened.append(model.transformer(with_audio=with_audio))
+        opened.append(tiny.transformer(with_audio=with_audio))
         return opened[-1]
 
     check_artifact(path, transformer, fresh)
@@ -67,12 +62,12 @@ def test_a_good_file_passes_and_nothing_is_changed(
     assert all(torch.equal(before[key], tensor) for key, tensor in after.items())
 
 
-def test_a_bf16_base_with_fp32_adapters_passes_too(model: BaseModel, tmp_path: Path) -> None:
+def test_a_bf16_base_with_fp32_adapters_passes_too(tiny: BaseModel, tmp_path: Path) -> None:
     """The precisions of a GPU: autocast must be the same on both sides."""
     path = tmp_path / "lora.safetensors"
 
     def base() -> LTX2VideoTransformer3DModel:
-        return model.transformer(with_audio=True).to(torch.bfloat16)
+        return tiny.transformer(with_audio=True).to(torch.bfloat16)
 
     transformer = base()
     add_adapter(transformer, RANK, True)
@@ -85,9 +80,9 @@ def test_a_bf16_base_with_fp32_adapters_passes_too(model: BaseModel, tmp_path: P
     assert {tensor.dtype for tensor in adapter_state(transformer).values()} == {torch.float32}
 
 
-def test_the_trained_model_itself_may_serve_when_stripped(model: BaseModel, tmp_path: Path) -> None:
+def test_the_trained_model_itself_may_serve_when_stripped(tiny: BaseModel, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
-    transformer = trained(model, with_audio=False)
+    transformer = trained(tiny, with_audio=False)
     save(path, transformer, with_audio=False)
 
     def strip() -> LTX2VideoTransformer3DModel:
@@ -95,7 +90,7 @@ def test_the_trained_model_itself_may_serve_when_stripped(model: BaseModel, tmp_
         return transformer
 
     check_artifact(path, transformer, strip)
-    base = model.transformer(with_audio=False).state_dict()
+    base = tiny.transformer(with_audio=False).state_dict()
     stripped = transformer.state_dict()
     assert stripped.keys() == base.keys()
     assert all(torch.equal(stripped[key], tensor) for key, tensor in base.items())
@@ -137,41 +132,41 @@ def one_more(state: dict[str, Tensor]) -> None:
     ],
 )
 def test_a_spoiled_file_fails(
-    model: BaseModel, tmp_path: Path, change: Change, message: str
+    tiny: BaseModel, tmp_path: Path, change: Change, message: str
 ) -> None:
     path = tmp_path / "lora.safetensors"
-    transformer = trained(model, with_audio=False)
+    transformer = trained(tiny, with_audio=False)
     save(path, transformer, with_audio=False)
     state = load_file(path)
     change(state)
     save_file(state, path)
     with pytest.raises(ArtifactError, match=message):
-        check_artifact(path, transformer, lambda: model.transformer(with_audio=False))
+        check_artifact(path, transformer, lambda: tiny.transformer(with_audio=False))
 
 
-def test_a_missing_file_fails(model: BaseModel, tmp_path: Path) -> None:
-    transformer = trained(model, with_audio=False)
+def test_a_missing_file_fails(tiny: BaseModel, tmp_path: Path) -> None:
+    transformer = trained(tiny, with_audio=False)
     with pytest.raises(ArtifactError, match="can't be read back"):
-        check_artifact(tmp_path / "none", transformer, lambda: model.transformer(with_audio=False))
+        check_artifact(tmp_path / "none", transformer, lambda: tiny.transformer(with_audio=False))
 
 
-def test_an_adapter_that_learned_nothing_fails(model: BaseModel, tmp_path: Path) -> None:
+def test_an_adapter_that_learned_nothing_fails(tiny: BaseModel, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
-    transformer = model.transformer(with_audio=False)
+    transformer = tiny.transformer(with_audio=False)
     add_adapter(transformer, RANK, False)
     save(path, transformer, with_audio=False)
     with pytest.raises(ArtifactError, match="every lora_B is zero"):
-        check_artifact(path, transformer, lambda: model.transformer(with_audio=False))
+        check_artifact(path, transformer, lambda: tiny.transformer(with_audio=False))
 
 
-def test_a_model_that_gives_another_output_fails(model: BaseModel, tmp_path: Path) -> None:
+def test_a_model_that_gives_another_output_fails(tiny: BaseModel, tmp_path: Path) -> None:
     """The file is right, the base it would be used with is not the one it was trained on."""
     path = tmp_path / "lora.safetensors"
-    transformer = trained(model, with_audio=False)
+    transformer = trained(tiny, with_audio=False)
     save(path, transformer, with_audio=False)
 
     def other_base() -> LTX2VideoTransformer3DModel:
-        base = model.transformer(with_audio=False)
+        base = tiny.transformer(with_audio=False)
         with torch.no_grad():
             base.proj_out.bias.add_(1e-4)
         return base
@@ -180,9 +175,9 @@ def test_a_model_that_gives_another_output_fails(model: BaseModel, tmp_path: Pat
         check_artifact(path, transformer, other_base)
 
 
-def test_a_model_without_the_modules_fails(model: BaseModel, tmp_path: Path) -> None:
+def test_a_model_without_the_modules_fails(tiny: BaseModel, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
-    transformer = trained(model, with_audio=True)
+    transformer = trained(tiny, with_audio=True)
     save(path, transformer, with_audio=True)
     with pytest.raises(ArtifactError, match="does not fit its base model"):
-        check_artifact(path, transformer, lambda: model.transformer(with_audio=False))
+        check_artifact(path, transformer, lambda: tiny.transformer(with_audio=False))

@@ -1,104 +1,30 @@
-"""Keep masks: golden 03, the corrected reduction, rectangles, windows, refusals."""
+"""Keep masks: rectangles, windows and masks as conditions, and refusals. Golden 03's rectangles and
+suffixes; its pixel masks are `tests/preprocessing/`'s."""
 
-import math
 import re
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from preprocessing.latent_mask import latent_keep_mask
 from tests.trainer.jobs import golden
-from trainer.conditions import keep_masks, latent_keep_mask
+from trainer.conditions import describe, keep_masks
 from trainer.errors import ConditionError
 from trainer.latents import VideoGeometry
-from trainer.spec import KeepRectangle, Prefix, SampleMask, Suffix
+from trainer.spec import Condition, KeepRectangle, Prefix, SampleMask, Suffix
 
 MASKS = golden("03_masks")
-CAUSAL = sorted(name for name in MASKS if name.endswith("_causal_editany_latent_keep"))
-REFERENCE = sorted(
-    name.removesuffix("_keep_pixels_u8") for name in MASKS if name.endswith("_keep_pixels_u8")
-)
-PROBES = sorted(name for name in MASKS if name.startswith("probe_"))
 RECTANGLES = sorted(name for name in MASKS if name.startswith("outpaint_"))
 SUFFIXES = sorted(name for name in MASKS if name.startswith("suffix_"))
 
 GEOMETRY = VideoGeometry(25, 64, 96, Fraction(24))
 
 
-def geometry_of(latent_mask: Tensor) -> VideoGeometry:
-    f, h, w = latent_mask.shape
-    return VideoGeometry(8 * f - 7, 32 * h, 32 * w, Fraction(24))
-
-
-STATIC = [
-    name
-    for name in REFERENCE
-    for geometry in [geometry_of(MASKS[f"{name}_train_latent_keep"])]
-    if MASKS[f"{name}_keep_pixels_u8"].shape == (geometry.height, geometry.width)
-]
-"""Of another aspect, the reference stretches the mask; ingest crops it like its clip (1.5 c)."""
-
-
-def reference_reduction(keep: Tensor, num_latent_frames: int) -> Tensor:
-    """What the reference does, faults included (1.5): [F, H, W] in [0, 1] -> [f, h, w]."""
-    cells = torch.nn.functional.avg_pool2d(keep[:, None], 32)[:, 0]
-    padding = -len(cells) % 8
-    cells = torch.cat([cells, cells.new_zeros(padding, *cells.shape[1:])])
-    return (cells.unflatten(0, (-1, 8)).amax(dim=1)[:num_latent_frames] > 0.5).float()
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", CAUSAL)
-def test_moving_masks_are_reduced_causally_and_edit_if_any(name: str) -> None:
-    pixels = MASKS[name.replace("_causal_editany_latent_keep", "_keep_pixels_u8")]
-    expected = MASKS[name]
-    assert torch.equal(latent_keep_mask(pixels, geometry_of(expected)).float(), expected)
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", REFERENCE)
-def test_we_know_what_the_reference_does(name: str) -> None:
-    expected = MASKS[f"{name}_train_latent_keep"]
-    geometry = geometry_of(expected)
-    pixels = MASKS[f"{name}_keep_pixels_u8"]
-    frames = pixels if pixels.ndim == 3 else pixels[None]
-    keep = torch.nn.functional.interpolate(
-        frames[:, None].float() / 255,
-        size=(geometry.height, geometry.width),
-        mode="bilinear",
-        antialias=True,
-    )[:, 0]
-    keep = keep.expand(geometry.num_frames, -1, -1)
-    assert torch.equal(reference_reduction(keep, geometry.num_latent_frames), expected)
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", STATIC)
-def test_a_static_mask_of_the_clips_size_gives_the_reference_mask(name: str) -> None:
-    expected = MASKS[f"{name}_train_latent_keep"]
-    ours = latent_keep_mask(MASKS[f"{name}_keep_pixels_u8"], geometry_of(expected))
-    assert torch.equal(ours.float(), expected)
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("name", PROBES)
-def test_probes_show_where_the_reference_puts_a_frame_and_where_we_do(name: str) -> None:
-    verb, frame = re.fullmatch(
-        r"probe_(edit|keep)_only_frame(\d+)_train_latent_keep", name
-    ).groups()
-    geometry = VideoGeometry(8 * len(MASKS[name]) - 7, 32, 32, Fraction(24))
-    pixels = torch.full((geometry.num_frames, 32, 32), 255 if verb == "edit" else 0).byte()
-    pixels[int(frame)] = 255 - pixels[int(frame)]
-    reference = reference_reduction(pixels / 255, geometry.num_latent_frames)
-    assert torch.equal(reference[:, 0, 0], MASKS[name])
-    ours = latent_keep_mask(pixels, geometry)[:, 0, 0].tolist()
-    latent_frame = math.ceil(int(frame) / 8)
-    if verb == "edit":
-        assert [i for i, kept in enumerate(ours) if not kept] == [latent_frame]
-    else:
-        # Kept in every frame of the token: true for frame 0 alone, the only token of one frame.
-        assert [i for i, kept in enumerate(ours) if kept] == ([0] if latent_frame == 0 else [])
+def reduced(pixels: np.ndarray) -> torch.Tensor:
+    """[F, H, W] with 255 = keep, as preprocessing hands it over."""
+    return torch.from_numpy(latent_keep_mask(pixels))
 
 
 @pytest.mark.golden
@@ -131,20 +57,22 @@ def test_suffixes_are_the_reference_suffixes(name: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_suffix_is_the_mask_of_its_trailing_pixel_frames(count: int) -> None:
-    pixels = torch.zeros(25, 64, 96, dtype=torch.uint8)
+    pixels = np.zeros((25, 64, 96), np.uint8)
     pixels[25 - 8 * count :] = 255
     suffix = keep_masks([Suffix(num_latent_frames=count)], GEOMETRY, num_audio_tokens=None)
-    masked = keep_masks([SampleMask()], GEOMETRY, num_audio_tokens=None, sample_mask=pixels)
+    masked = keep_masks(
+        [SampleMask()], GEOMETRY, num_audio_tokens=None, sample_mask=reduced(pixels)
+    )
     assert torch.equal(suffix.video, masked.video)
     assert suffix.video.sum() == count * 2 * 3
     assert suffix.video[-count * 2 * 3 :].all()
 
 
 def test_a_prefix_is_the_mask_of_its_leading_pixel_frames() -> None:
-    pixels = torch.zeros(25, 64, 96, dtype=torch.uint8)
+    pixels = np.zeros((25, 64, 96), np.uint8)
     pixels[:9] = 255
     prefix = keep_masks([Prefix(num_latent_frames=2)], GEOMETRY, num_audio_tokens=26)
-    assert torch.equal(prefix.video.view(4, 2, 3), latent_keep_mask(pixels, GEOMETRY))
+    assert torch.equal(prefix.video.view(4, 2, 3), reduced(pixels))
     assert prefix.audio.nonzero().flatten().tolist() == list(range(9))  # 9 / 24 * 25
 
 
@@ -160,20 +88,18 @@ def test_the_audio_window_matches_the_suffix(rate: int, expected: tuple[int, ...
         assert masks.audio[-window:].all()
 
 
-def test_static_masks_and_white_masks() -> None:
-    generator = torch.Generator().manual_seed(0)
-    static = (torch.rand(64, 96, generator=generator) * 255).byte()
-    grid = latent_keep_mask(static, GEOMETRY)
-    assert (grid == grid[:1]).all()
-    assert not latent_keep_mask(torch.zeros(64, 96, dtype=torch.uint8), GEOMETRY).any()
-
-
-def test_half_of_a_cell_is_not_kept() -> None:
-    static = torch.zeros(64, 96, dtype=torch.uint8)
-    static[:16] = 255
-    assert not latent_keep_mask(static, GEOMETRY).any()
-    static[16, 0] = 255
-    assert latent_keep_mask(static, GEOMETRY)[:, 0, 0].all()
+def test_conditions_join() -> None:
+    """What any of them keeps is kept."""
+    window, rectangle = (
+        Suffix(num_latent_frames=1),
+        KeepRectangle(left=0, top=0, right=32, bottom=32, frame_width=96, frame_height=64),
+    )
+    masks = keep_masks([window, rectangle], GEOMETRY, num_audio_tokens=26)
+    grid = masks.video.view(4, 2, 3)
+    assert grid[-1].all()
+    assert grid[:-1].sum() == 3
+    assert grid[:, 0, 0].all()
+    assert masks.audio.sum() == 8
 
 
 def test_a_rectangle_scales_with_the_frame() -> None:
@@ -218,7 +144,58 @@ def test_a_condition_leaves_something_and_gives_something(condition: object, mes
         keep_masks([condition], GEOMETRY, num_audio_tokens=None)
 
 
-@pytest.mark.parametrize("shape", [(24, 64, 96), (25, 64, 64), (96, 64)])
-def test_masks_of_another_size_are_a_bug(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="mask must be uint8"):
-        latent_keep_mask(torch.zeros(shape, dtype=torch.uint8), GEOMETRY)
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param(torch.ones(3, 2, 3, dtype=torch.bool), id="a latent frame too few"),
+        pytest.param(torch.ones(4, 3, 2, dtype=torch.bool), id="turned"),
+        pytest.param(torch.ones(25, 64, 96, dtype=torch.bool), id="in pixels"),
+        pytest.param(torch.ones(4, 2, 3, dtype=torch.uint8), id="not bool"),
+    ],
+)
+def test_masks_of_another_shape_are_a_bug(mask: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"mask must be bool \(4, 2, 3\), not"):
+        keep_masks([SampleMask()], GEOMETRY, num_audio_tokens=None, sample_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        pytest.param(
+            Suffix(num_latent_frames=2),
+            {"kind": "suffix", "num_latent_frames": 2, "conditioning_frames": 16},
+            id="suffix",
+        ),
+        pytest.param(
+            Prefix(num_latent_frames=2),
+            {"kind": "prefix", "num_latent_frames": 2, "conditioning_frames": 9},
+            id="prefix",
+        ),
+        pytest.param(
+            KeepRectangle(
+                left=33, top=30, right=224, bottom=191, frame_width=768, frame_height=768
+            ),
+            {
+                "kind": "keep_rectangle",
+                "left": 33,
+                "top": 30,
+                "right": 224,
+                "bottom": 191,
+                "frame_width": 768,
+                "frame_height": 768,
+                "snapped": {"left": 32, "top": 0, "right": 224, "bottom": 160},
+            },
+            id="rectangle",
+        ),
+        pytest.param(
+            SampleMask(),
+            {
+                "kind": "sample_mask",
+                "mask": "each clip's own: white is regenerated, black is given",
+            },
+            id="mask",
+        ),
+    ],
+)
+def test_conditions_can_be_read(condition: Condition, expected: dict[str, object]) -> None:
+    assert describe(condition, width=768, height=768) == expected

@@ -12,7 +12,8 @@ import torch
 from preprocessing.events import EventLog
 from preprocessing.manifest import Manifest
 from tests.trainer.jobs import make_dataset
-from trainer.encode import Dataset, EncodedCache, encode_dataset
+from trainer.encode import EncodedCache, encode_all
+from trainer.footage import Dataset
 from trainer.latents import VideoGeometry, unnormalise_video, unpack_video
 from trainer.model import BaseModel
 
@@ -22,10 +23,11 @@ def encode(folder: Path, base: BaseModel, cache: Path, prompts: tuple[str, ...] 
     events = cache / "events.jsonl"
     events.unlink(missing_ok=True)
     cache.mkdir(exist_ok=True)
+    dataset = Dataset(folder)
     with EventLog(events) as log:
-        encode_dataset(
-            Dataset(folder),
-            prompts,
+        encode_all(
+            dataset.footage,
+            [*dataset.captions, *prompts],
             base,
             EncodedCache(cache, base),
             log,
@@ -75,7 +77,7 @@ def test_a_damaged_file_is_encoded_again(tiny: BaseModel, tmp_path: Path) -> Non
     folder, cache = make_dataset(tmp_path / "dataset"), tmp_path / "cache"
     encode(folder, tiny, cache)
     dataset, encoded = Dataset(folder), EncodedCache(cache, tiny)
-    path = encoded.latents_path(dataset, dataset.manifest.samples[0])
+    path = encoded.latents_path(dataset.footage[0])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert encode(folder, tiny, cache) == ["encode_latents"]
@@ -95,7 +97,7 @@ def test_audio_is_as_long_as_the_clip(
     )
     encode(folder, tiny, tmp_path / "cache")
     dataset = Dataset(folder)
-    latents = EncodedCache(tmp_path / "cache", tiny).latents(dataset, dataset.manifest.samples[0])
+    latents = EncodedCache(tmp_path / "cache", tiny).latents(dataset.footage[0])
     assert latents.audio.shape == (1, expected, 32)
     assert latents.video.shape == (1, (num_frames - 1) // 8 * 4 + 4, 128)
 
@@ -105,7 +107,7 @@ def test_latents_are_the_vaes_mean_normalised(tiny: BaseModel, tmp_path: Path) -
     encode(folder, tiny, tmp_path / "cache")
     dataset = Dataset(folder)
     sample = dataset.manifest.samples[0]
-    tokens = EncodedCache(tmp_path / "cache", tiny).latents(dataset, sample).video
+    tokens = EncodedCache(tmp_path / "cache", tiny).latents(dataset.footage[0]).video
     vae = tiny.video_vae()
     frames = torch.from_numpy(np.load(folder / sample.frames))
     pixels = frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
@@ -123,7 +125,7 @@ def test_the_rate_changes_positions_not_latents(tiny: BaseModel, tmp_path: Path)
         encode(folder, tiny, tmp_path / "cache")
         dataset = Dataset(folder)
         encoded = EncodedCache(tmp_path / "cache", tiny)
-        tokens.append(encoded.latents(dataset, dataset.manifest.samples[0]).video)
+        tokens.append(encoded.latents(dataset.footage[0]).video)
     assert torch.equal(*tokens)
 
 
@@ -131,7 +133,7 @@ def test_an_image_is_one_frame(tiny: BaseModel, tmp_path: Path) -> None:
     folder = make_dataset(tmp_path / "dataset", num_samples=1, num_frames=1)
     encode(folder, tiny, tmp_path / "cache")
     dataset = Dataset(folder)
-    latents = EncodedCache(tmp_path / "cache", tiny).latents(dataset, dataset.manifest.samples[0])
+    latents = EncodedCache(tmp_path / "cache", tiny).latents(dataset.footage[0])
     assert latents.video.shape == (1, 4, 128)
     assert latents.audio is None
 
@@ -144,9 +146,15 @@ def test_encoding_stops_between_two_samples(tiny: BaseModel, tmp_path: Path) -> 
         if next(calls) == 4:
             raise InterruptedError
 
+    dataset = Dataset(folder)
     with EventLog(tmp_path / "events.jsonl") as log, pytest.raises(InterruptedError):
-        encode_dataset(
-            Dataset(folder), (), tiny, EncodedCache(cache, tiny), log, between=stop_at_the_fifth
+        encode_all(
+            dataset.footage,
+            dataset.captions,
+            tiny,
+            EncodedCache(cache, tiny),
+            log,
+            between=stop_at_the_fifth,
         )
     assert len(list((cache / "contexts").iterdir())) == 3
     assert len(list((cache / "latents").iterdir())) == 1

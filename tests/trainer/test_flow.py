@@ -13,6 +13,7 @@ from trainer.flow import Clean, Draws, Example, add_noise, draw, masked_loss, ve
 from trainer.latents import VideoGeometry, audio_coords, pack_audio, pack_video, video_coords
 from trainer.model import BaseModel
 from trainer.spec import KeepRectangle, Suffix
+from trainer.transformer import token_timesteps
 
 MODES = golden("04_modes")
 CASES = sorted(name.removesuffix(".v.sigma") for name in MODES if name.endswith(".v.sigma"))
@@ -76,7 +77,7 @@ def test_every_mode_is_the_reference(case: str) -> None:
             "noise": noise,
             "noisy": noised.tokens,
             "target": noised.target,
-            "timesteps": noised.timesteps.expand(noised.tokens.shape[:2]),
+            "timesteps": token_timesteps(sigma, clean.keep).expand(noised.tokens.shape[:2]),
             "loss_mask": in_loss.to(torch.uint8),
             "loss": loss,
         }

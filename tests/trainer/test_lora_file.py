@@ -29,14 +29,9 @@ from trainer.transformer import Modality, predict_velocity
 RANK = 4
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return BaseModel.open("tiny", tmp_path_factory.mktemp("models"), "cpu")
-
-
-def trained(model: BaseModel, *, with_audio: bool) -> LTX2VideoTransformer3DModel:
+def trained(tiny: BaseModel, *, with_audio: bool) -> LTX2VideoTransformer3DModel:
     """The tiny transformer with an adapter whose every tensor says something."""
-    transformer = model.transformer(with_audio=with_audio)
+    transformer = tiny.transformer(with_audio=with_audio)
     add_adapter(transformer, RANK, with_audio)
     generator = torch.Generator().manual_seed(3)
     state = adapter_state(transformer)
@@ -46,13 +41,13 @@ def trained(model: BaseModel, *, with_audio: bool) -> LTX2VideoTransformer3DMode
 
 
 @pytest.fixture(scope="module")
-def joint(model: BaseModel) -> LTX2VideoTransformer3DModel:
-    return trained(model, with_audio=True)
+def joint(tiny: BaseModel) -> LTX2VideoTransformer3DModel:
+    return trained(tiny, with_audio=True)
 
 
 @pytest.fixture(scope="module")
-def video_only(model: BaseModel) -> LTX2VideoTransformer3DModel:
-    return trained(model, with_audio=False)
+def video_only(tiny: BaseModel) -> LTX2VideoTransformer3DModel:
+    return trained(tiny, with_audio=False)
 
 
 def metadata(*, with_audio: bool, rank: int = RANK) -> LoraMetadata:
@@ -79,7 +74,6 @@ def velocities(transformer: LTX2VideoTransformer3DModel, *, with_audio: bool) ->
         starts = torch.rand(1, axes, num_tokens, 1, generator=generator)
         return Modality(
             tokens=torch.randn(1, num_tokens, channels, generator=generator),
-            timesteps=torch.full((1, 1), 0.4),
             sigma=torch.full((1,), 0.4),
             context=torch.randn(1, 6, text_width, generator=generator),
             coords=torch.cat([starts, starts + 0.1], dim=-1),
@@ -163,16 +157,16 @@ def test_an_alpha_other_than_the_rank_is_folded_into_b() -> None:
 
 @pytest.mark.parametrize("with_audio", [True, False], ids=["joint", "video-only"])
 def test_diffusers_gives_what_the_trainer_gives(
-    model: BaseModel, tmp_path: Path, with_audio: bool
+    tiny: BaseModel, tmp_path: Path, with_audio: bool
 ) -> None:
     """`load_lora_weights` on the pipeline, as users do it: the same velocities to the last bit."""
-    transformer = trained(model, with_audio=with_audio)
+    transformer = trained(tiny, with_audio=with_audio)
     path = tmp_path / "lora.safetensors"
     save_lora(path, adapter_state(transformer), metadata(with_audio=with_audio))
     load_adapter_state(transformer, load_lora(path).state)  # the file holds bf16
     ours = velocities(transformer, with_audio=with_audio)
 
-    pipeline = LTX2Pipeline.from_pretrained(model.folder)
+    pipeline = LTX2Pipeline.from_pretrained(tiny.folder)
     base = velocities(pipeline.transformer, with_audio=with_audio)
     pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
     theirs = velocities(pipeline.transformer, with_audio=with_audio)
@@ -274,15 +268,15 @@ def test_a_file_over_the_limit_is_not_opened(
 
 
 def test_a_lora_of_another_model_is_refused(
-    model: BaseModel, joint: LTX2VideoTransformer3DModel, tmp_path: Path
+    tiny: BaseModel, joint: LTX2VideoTransformer3DModel, tmp_path: Path
 ) -> None:
     path = tmp_path / "lora.safetensors"
     save_lora(path, adapter_state(joint), metadata(with_audio=True))
     lora = load_lora(path)
-    check_fits(lora, model.transformer(with_audio=True))
+    check_fits(lora, tiny.transformer(with_audio=True))
     with pytest.raises(LoraFileError, match="does not have"):
-        check_fits(lora, model.transformer(with_audio=False))
-    config = dict(model.transformer(with_audio=False).config)
+        check_fits(lora, tiny.transformer(with_audio=False))
+    config = dict(tiny.transformer(with_audio=False).config)
     wider = LTX2VideoTransformer3DModel.from_config({**config, "cross_attention_dim": 128})
     with pytest.raises(LoraFileError, match="features"):
         check_fits(lora, wider)

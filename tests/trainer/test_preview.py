@@ -27,13 +27,8 @@ PROMPTS = ("a red car", "ein Haus — «größer»")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return BaseModel.open("tiny", tmp_path_factory.mktemp("models"), "cpu")
-
-
-@pytest.fixture(scope="module")
-def contexts(model: BaseModel) -> list[PromptContext]:
-    return model.text_encoder().encode([*PROMPTS, "blurry"])
+def contexts(tiny: BaseModel) -> list[PromptContext]:
+    return tiny.text_encoder().encode([*PROMPTS, "blurry"])
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +49,7 @@ def pictures(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("with_audio", [True, False], ids=["with-audio", "silent"])
 @pytest.mark.parametrize("frame_rate", [24, 30], ids=["24fps", "30fps"])
 def test_previews_are_playable_files(
-    model: BaseModel,
+    tiny: BaseModel,
     contexts: list[PromptContext],
     prompts: list[PreviewPrompt],
     tmp_path: Path,
@@ -64,8 +59,8 @@ def test_previews_are_playable_files(
     spec = SPEC.model_copy(update={"num_frames": 25, "frame_rate": frame_rate})
     with EventLog(tmp_path / "events.jsonl") as events:
         previews = make_previews(
-            model.transformer(with_audio=with_audio),
-            Decoder.open(model, with_audio=with_audio),
+            tiny.transformer(with_audio=with_audio),
+            Decoder.open(tiny, with_audio=with_audio),
             prompts,
             contexts[-1],
             spec,
@@ -108,7 +103,7 @@ def test_previews_are_playable_files(
 
 def render(
     transformer: LTX2VideoTransformer3DModel,
-    model: BaseModel,
+    tiny: BaseModel,
     folder: Path,
     prompts: list[PreviewPrompt],
     negative: PromptContext,
@@ -117,7 +112,7 @@ def render(
     with EventLog(folder / "events.jsonl") as events:
         previews = make_previews(
             transformer,
-            Decoder.open(model, with_audio=False),
+            Decoder.open(tiny, with_audio=False),
             prompts,
             negative,
             SPEC,
@@ -130,15 +125,15 @@ def render(
 
 
 def test_the_adapter_shows_and_nothing_is_left_behind(
-    model: BaseModel,
+    tiny: BaseModel,
     contexts: list[PromptContext],
     prompts: list[PreviewPrompt],
     tmp_path: Path,
 ) -> None:
-    transformer = model.transformer(with_audio=False)
-    base = render(transformer, model, tmp_path / "base", prompts, contexts[-1])
+    transformer = tiny.transformer(with_audio=False)
+    base = render(transformer, tiny, tmp_path / "base", prompts, contexts[-1])
     add_adapter(transformer, 4, False)
-    untrained = render(transformer, model, tmp_path / "untrained", prompts, contexts[-1])
+    untrained = render(transformer, tiny, tmp_path / "untrained", prompts, contexts[-1])
     assert all(np.array_equal(*pair) for pair in zip(base, untrained, strict=True))
 
     state = adapter_state(transformer)
@@ -147,26 +142,26 @@ def test_the_adapter_shows_and_nothing_is_left_behind(
             tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
     before = {key: tensor.clone() for key, tensor in state.items()}
     generator_state = torch.get_rng_state()
-    trained = render(transformer, model, tmp_path / "trained", prompts, contexts[-1])
+    trained = render(transformer, tiny, tmp_path / "trained", prompts, contexts[-1])
     assert not any(np.array_equal(*pair) for pair in zip(base, trained, strict=True))
     assert torch.equal(torch.get_rng_state(), generator_state)
     assert all(torch.equal(before[key], tensor) for key, tensor in state.items())
 
 
 def test_given_tokens_reach_the_picture(
-    model: BaseModel, contexts: list[PromptContext], tmp_path: Path
+    tiny: BaseModel, contexts: list[PromptContext], tmp_path: Path
 ) -> None:
     """A preview whose every token is given is the given clip."""
     geometry = VideoGeometry(SPEC.num_frames, SPEC.height, SPEC.width, Fraction(24))
     clean = torch.randn(1, geometry.num_tokens, 128, generator=torch.Generator().manual_seed(2))
     keep = torch.ones(geometry.num_tokens, dtype=torch.bool)
     prompt = PreviewPrompt(PROMPTS[0], contexts[0], given_video=Given(keep, clean))
-    transformer = model.transformer(with_audio=False)
-    (shown,) = render(transformer, model, tmp_path / "given", [prompt], contexts[-1])
+    transformer = tiny.transformer(with_audio=False)
+    (shown,) = render(transformer, tiny, tmp_path / "given", [prompt], contexts[-1])
     free_prompt = replace(prompt, given_video=None)
-    (free,) = render(transformer, model, tmp_path / "free", [free_prompt], contexts[-1])
+    (free,) = render(transformer, tiny, tmp_path / "free", [free_prompt], contexts[-1])
     with torch.no_grad():
-        expected = decode_video(model.video_vae(), clean, geometry)[0].numpy()
+        expected = decode_video(tiny.video_vae(), clean, geometry)[0].numpy()
 
     def difference(frames: np.ndarray) -> float:
         """Of the luma: 4:2:0 keeps nothing of coloured noise."""
@@ -177,15 +172,15 @@ def test_given_tokens_reach_the_picture(
 
 
 def test_a_stop_ends_the_previews(
-    model: BaseModel,
+    tiny: BaseModel,
     contexts: list[PromptContext],
     prompts: list[PreviewPrompt],
     tmp_path: Path,
 ) -> None:
     with EventLog(tmp_path / "events.jsonl") as events:
         previews = make_previews(
-            model.transformer(with_audio=False),
-            Decoder.open(model, with_audio=False),
+            tiny.transformer(with_audio=False),
+            Decoder.open(tiny, with_audio=False),
             prompts,
             contexts[-1],
             SPEC,
@@ -200,7 +195,7 @@ def test_a_stop_ends_the_previews(
 
 
 def test_a_sample_that_is_nan_is_left_out_and_said(
-    model: BaseModel,
+    tiny: BaseModel,
     contexts: list[PromptContext],
     prompts: list[PreviewPrompt],
     tmp_path: Path,
@@ -208,8 +203,8 @@ def test_a_sample_that_is_nan_is_left_out_and_said(
     broken = PreviewPrompt("nan", PromptContext(contexts[0].video * torch.nan, contexts[0].audio))
     with EventLog(tmp_path / "events.jsonl") as events:
         previews = make_previews(
-            model.transformer(with_audio=False),
-            Decoder.open(model, with_audio=False),
+            tiny.transformer(with_audio=False),
+            Decoder.open(tiny, with_audio=False),
             [broken, prompts[1]],
             contexts[-1],
             SPEC,
@@ -224,8 +219,8 @@ def test_a_sample_that_is_nan_is_left_out_and_said(
     assert "prompt 0 after step 3" in str(warning["message"])
 
 
-def test_pixels_are_rounded_not_cut(model: BaseModel) -> None:
-    vae = model.video_vae()
+def test_pixels_are_rounded_not_cut(tiny: BaseModel) -> None:
+    vae = tiny.video_vae()
     geometry = VideoGeometry(9, 64, 64, Fraction(24))
     tokens = torch.randn(1, geometry.num_tokens, 128, generator=torch.Generator().manual_seed(0))
     seen: list[torch.Tensor] = []
