@@ -82,8 +82,8 @@ def keep_masks(
                 if audio is not None:
                     audio[window.of_audio(len(audio))] = True
             case KeepRectangle():
-                rows, columns = _latent_rectangle(condition, geometry.width, geometry.height)
-                video[:, rows, columns] = True
+                columns, rows = condition.cells(geometry.width, geometry.height)
+                video[:, rows.start : rows.stop, columns.start : columns.stop] = True
             case SampleMask():
                 if sample_mask is None:
                     raise ConditionError(
@@ -134,7 +134,7 @@ def describe(condition: Condition, *, width: int, height: int) -> dict[str, obje
             window = window_of(condition, Fraction(NATIVE_FRAME_RATE))
             facts["conditioning_frames"] = window.num_frames
         case KeepRectangle():
-            rows, columns = _latent_rectangle(condition, width, height)
+            columns, rows = condition.cells(width, height)
             facts["snapped"] = {
                 "left": columns.start * LATENT_STRIDE_PIXELS,
                 "top": rows.start * LATENT_STRIDE_PIXELS,
@@ -146,19 +146,6 @@ def describe(condition: Condition, *, width: int, height: int) -> dict[str, obje
         case _:
             assert_never(condition)
     return facts
-
-
-def _latent_rectangle(rectangle: KeepRectangle, width: int, height: int) -> tuple[slice, slice]:
-    """Rows and columns: both edges scaled to the frame at hand, then floored to a cell; exact."""
-
-    def cells(start: int, end: int, meant_in: int, size: int) -> slice:
-        last = size // LATENT_STRIDE_PIXELS
-        scale = meant_in * LATENT_STRIDE_PIXELS
-        return slice(min(start * size // scale, last), min(end * size // scale, last))
-
-    rows = cells(rectangle.top, rectangle.bottom, rectangle.frame_height, height)
-    columns = cells(rectangle.left, rectangle.right, rectangle.frame_width, width)
-    return rows, columns
 
 
 def _named(conditions: Sequence[Condition]) -> str:
