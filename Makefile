@@ -32,7 +32,7 @@ up: $(STAMP)  ## start the service on this machine (Ctrl-C stops it)
 	$(BIN)/reelsmith up
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 golden: $(STAMP)  ## the reference's numbers (GOLDEN_DIR=... for another folder of the same form)
 	$(BIN)/python -m pytest -m golden
@@ -46,7 +46,7 @@ types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## the benchmarks (minutes); results go to benchmarks/results/
-	$(BIN)/python benchmarks/preprocess.py --out benchmarks/results/preprocess.md
+	$(BIN)/python -m benchmarks.preprocess --out benchmarks/results/preprocess-here.md
 
 clean:  ## remove the virtual environment and caches, not the data
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
