@@ -170,6 +170,7 @@ def _private_redis(
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            env={**os.environ, "REELSMITH_DATA_DIR": str(data_dir.resolve())},
             start_new_session=True,
         )
     deadline = time.monotonic() + REDIS_START_TIMEOUT_S

@@ -76,6 +76,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def require_free(host: str, port: int) -> None:
+    """Raises RuntimeError when something listens there already, perhaps another service."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise RuntimeError(
+                f"port {port} of {host} can't be used ({error.strerror}); is a service running "
+                "there already? Set REELSMITH_PORT to another one."
+            ) from error
+
+
 @dataclass
 class Service:
     """Broker, gateway, one cpu worker and one gpu worker on this machine."""
@@ -95,6 +109,7 @@ class Service:
     def start(self) -> None:
         settings = self.settings
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        require_free(settings.host, settings.port)
         self.broker = start_embedded(
             settings.redis_url.get_secret_value() if settings.redis_url else None,
             settings.data_dir,
@@ -200,5 +215,9 @@ def running(settings: Settings, say: Callable[[str], None] = print) -> Iterator[
         service.start()
         yield service
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # A second Ctrl-C must not leave half of it running.
+        interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         service.stop()
+        signal.signal(signal.SIGINT, interrupts)
+        signal.signal(signal.SIGTERM, before)

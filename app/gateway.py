@@ -53,7 +53,7 @@ def create_app(
         interval_s=settings.reaper_interval_s,
         attempts_limit=settings.attempts_limit,
     )
-    sweeper = Sweeper(storage)
+    sweeper = Sweeper(storage, database)
     authenticate = Authenticator.of(settings)
     service = RequestService(database, settings.public_url, publisher.notify)
 

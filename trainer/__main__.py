@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from preprocessing.lifetime import die_with_parent
+from preprocessing.lifetime import PARENT_PID, die_with_parent
 from trainer.process import ReleaseOnSigterm
 
 
@@ -25,7 +25,7 @@ def main() -> int:
         case "run":
             return _run(arguments.job_dir)
         case "serve":
-            die_with_parent(os.getppid())
+            die_with_parent(int(os.environ.get(PARENT_PID) or os.getppid()))
             from trainer.serve import serve
 
             return serve()

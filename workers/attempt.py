@@ -4,8 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final, TypeVar
 
 import structlog
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from app import modes
 from app.db.models import Stage
@@ -21,6 +24,11 @@ from workers.workdir import work_dir
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
+DATABASE_PAUSE_S: Final = 1.0
+"""Between two tries to reach the database."""
+
 
 class Cancelled(Exception):
     """Its user wants it to end."""
@@ -28,6 +36,10 @@ class Cancelled(Exception):
 
 class Released(Exception):
     """This worker was asked to stop; somebody else goes on."""
+
+
+class PreparedGone(Exception):
+    """The store no longer has what the prepare stage made."""
 
 
 @dataclass
@@ -54,6 +66,21 @@ class Attempt:
     @property
     def cancel_requested(self) -> bool:
         return self.lease.cancel_requested or self.forward.cancel_requested
+
+    def write(self, change: Callable[[Session], T]) -> T:
+        """Make a change to the request in one transaction, waiting for a database that is away.
+
+        A finished training must not be lost to a restart of the database. Raises `LeaseLost`.
+        """
+        while True:
+            try:
+                with self.runtime.database.write() as session:
+                    return change(session)
+            except OperationalError as error:
+                log.warning("database.away", error=str(error))
+                if self.lease.lost:
+                    raise LeaseLost(self.claim) from error
+                time.sleep(DATABASE_PAUSE_S)
 
     def check(self) -> None:
         """Raises `LeaseLost`, `Cancelled` or `Released` when this attempt should end."""
@@ -107,15 +134,18 @@ def _attempt(runtime: Runtime, claim: Claim, work: Work) -> None:
             attempt.check()
             work(attempt)
         except Cancelled:
-            forward.flush()
-            with runtime.database.write() as session:
-                lifecycle.cancelled(session, claim)
+            forward.feed((), at_once=True)
+            attempt.write(lambda session: lifecycle.cancelled(session, claim))
             log.info("attempt.cancelled")
         except Released:
-            forward.flush()
-            with runtime.database.write() as session:
-                lifecycle.release(session, claim, "the worker is being stopped")
+            forward.feed((), at_once=True)
+            reason = "the worker is being stopped"
+            attempt.write(lambda session: lifecycle.release(session, claim, reason))
             log.info("attempt.released")
+        except PreparedGone:
+            forward.feed((), at_once=True)
+            attempt.write(lambda session: lifecycle.prepare_again(session, claim))
+            log.warning("attempt.prepared_gone")
         except Failure as failure:
             _fail(attempt, failure)
         except LeaseLost:
@@ -126,9 +156,9 @@ def _attempt(runtime: Runtime, claim: Claim, work: Work) -> None:
 
 
 def _fail(attempt: Attempt, failure: Failure) -> None:
-    attempt.forward.flush()
-    with attempt.runtime.database.write() as session:
-        state = lifecycle.fail(
+    attempt.forward.feed((), at_once=True)
+    state = attempt.write(
+        lambda session: lifecycle.fail(
             session,
             attempt.claim,
             status=failure.status,
@@ -137,4 +167,5 @@ def _fail(attempt: Attempt, failure: Failure) -> None:
             error_type=failure.error_type,
             retryable=failure.retryable,
         )
+    )
     log.warning("attempt.failed", error=failure.error, state=str(state))

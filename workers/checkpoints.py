@@ -5,6 +5,7 @@
 
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,8 @@ from app.storage.errors import ObjectDamaged, ObjectMissing
 from trainer.job import CHECKPOINT_MANIFEST
 
 log = structlog.get_logger()
+
+Work = Callable[[], None]
 
 KEPT: Final = 2
 """In the store as on disk: the newest, and one before it should that be damaged."""
@@ -71,41 +74,47 @@ class CheckpointStore:
 
 
 class Uploader:
-    """Stores checkpoints from a thread: a slow store must not hold up the events of a training.
+    """Stores what a training makes on the way, in a thread: a slow store must not hold it up.
 
-    Only the newest waiting one is worth sending. A failed upload costs nothing but the chance to
-    resume there; the next one tries again.
+    Of the checkpoints that wait, only the newest is worth sending. A failed upload costs nothing
+    but the chance to resume there, or to see a preview early; it is in the reel all the same.
     """
 
     def __init__(self, store: CheckpointStore, attempt: int) -> None:
         self._store = store
         self._attempt = attempt
-        self._waiting: queue.SimpleQueue[tuple[int, Path] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._newest_step = -1
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
         self._thread.start()
 
-    def put(self, step: int, folder: Path) -> None:
-        self._waiting.put((step, folder))
+    def put_checkpoint(self, step: int, folder: Path) -> None:
+        """Store it, unless a newer one comes before its turn."""
+        self._newest_step = step
 
-    def close(self) -> None:
-        """Finish what waits. Called before the job directory goes away."""
+        def store() -> None:
+            if step == self._newest_step:
+                self._store.put(folder, step, self._attempt)
+                log.info("checkpoint.stored", step=step)
+
+        self._waiting.put(store)
+
+    def put(self, work: Work) -> None:
+        """Do ``work``, which stores something, after what waits."""
+        self._waiting.put(work)
+
+    def close(self, *, abandon: bool = False) -> None:
+        """Finish what waits, or drop it. Called before the job directory goes away."""
+        self._abandoned = abandon
         self._waiting.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while (item := self._waiting.get()) is not None:
-            closing = False
-            while not self._waiting.empty():
-                newer = self._waiting.get()
-                if newer is None:
-                    closing = True
-                    break
-                item = newer
-            step, folder = item
+        while (work := self._waiting.get()) is not None:
+            if self._abandoned:
+                continue
             try:
-                self._store.put(folder, step, self._attempt)
-                log.info("checkpoint.stored", step=step)
+                work()
             except Exception as error:  # whatever it was, the training goes on without it
-                log.warning("checkpoint.not_stored", step=step, error=repr(error))
-            if closing:
-                return
+                log.warning("upload.failed", error=repr(error))

@@ -17,6 +17,11 @@ from preprocessing.lifetime import PARENT_PID
 POLL_S = 0.2
 """How often a running child is looked at: its events, the lease, the cancel flag."""
 
+HARMLESS = frozenset(
+    {"HOME", "LANG", "LC_ALL", "OMP_NUM_THREADS", "PATH", "PYTHONPATH", "TMPDIR", "TZ"}
+)
+"""Environment variables that a child may see."""
+
 STDERR_TAIL_CHARS = 4000
 """Of a child that died, kept for the worker's own log; users never see it."""
 
@@ -26,6 +31,12 @@ def kill_group(process: "subprocess.Popen[Any]") -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def bare_environment() -> dict[str, str]:
+    """For a process that decodes foreign files: no secret of the service is in it."""
+    kept = {name: value for name, value in os.environ.items() if name in HARMLESS}
+    return {**kept, PARENT_PID: str(os.getpid())}
 
 
 class EventTail:
@@ -61,7 +72,7 @@ class ChildProcess:
         with self.stderr.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
-                env={**os.environ, PARENT_PID: str(os.getpid())},
+                env=bare_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=err,

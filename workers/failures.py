@@ -16,6 +16,8 @@ class Failure(Exception):
     error: str
     error_type: str
     retryable: bool
+    field: str = ""
+    """The request field whose change mends it."""
 
 
 def users_fault(
@@ -23,7 +25,7 @@ def users_fault(
 ) -> Failure:
     """``field`` is the request field whose change mends it."""
     body = model_error(error_type, message, field, ctx)
-    return Failure(422, body, message, error_type, retryable=False)
+    return Failure(422, body, message, error_type, retryable=False, field=field)
 
 
 def our_fault(message: str, *, error_type: str = "internal_server_error") -> Failure:

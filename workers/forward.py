@@ -47,7 +47,7 @@ class Forwarder:
         self._progress |= fields
         self._changed = True
 
-    def feed(self, events: Iterable[dict[str, Any]]) -> None:
+    def feed(self, events: Iterable[dict[str, Any]], *, at_once: bool = False) -> None:
         """Take in events as `preprocessing.events` writes them, and flush when it is time."""
         for event in events:
             kind, ts = event["kind"], event["ts"]
@@ -68,10 +68,10 @@ class Forwarder:
                 self._logs.append(Log(f"Preview at step {data['step']}: {data['prompt']}", ts=ts))
             if kind in KEPT:
                 self._events.append(Happened(kind, data, ts=ts))
-        if time.monotonic() - self._flushed_at < FLUSH_S:
+        if not at_once and time.monotonic() - self._flushed_at < FLUSH_S:
             return
         try:
-            self.flush()
+            self._flush()
         except OperationalError as error:
             # Kept and written with the next batch; the lease decides how long that may go on.
             log.warning("forward.database_away", error=str(error))
@@ -89,7 +89,7 @@ class Forwarder:
             )
         )
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         self._flushed_at = time.monotonic()
         if not (self._changed or self._logs or self._events):
             return

@@ -42,7 +42,11 @@ class LeaseKeeper:
     @property
     def lost(self) -> bool:
         # Also by the clock: after a SIGSTOP the thread may not have run yet, but time has passed.
-        return self._lost.is_set() or time.monotonic() - self._renewed_at > self._lease_s
+        return self._lost.is_set() or self._expired()
+
+    def _expired(self) -> bool:
+        """A heartbeat early, since the database counts from when it wrote."""
+        return time.monotonic() - self._renewed_at > self._lease_s - self._heartbeat_s
 
     def __enter__(self) -> "LeaseKeeper":
         self._thread.start()
@@ -66,7 +70,7 @@ class LeaseKeeper:
                 self._lost.set()
                 return
             except Exception as error:  # the database is away; it may come back in time
-                if asked_at - self._renewed_at > self._lease_s - self._heartbeat_s:
+                if self._expired():
                     log.warning("lease.expired_unreachable", error=str(error))
                     self._lost.set()
                     return

@@ -13,7 +13,7 @@ from app.fetch import Downloaded, Fetcher, FetchError
 from app.requests import lifecycle
 from preprocessing.events import EVENTS_FILE
 from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE, VALIDATION_FILE
-from preprocessing.report import DatasetReport, Problem, Refusal
+from preprocessing.report import ArchiveFacts, DatasetReport, Problem, Refusal, Totals
 from preprocessing.rules import DatasetRule, ValidationRule
 from workers.attempt import Attempt, attempt_next
 from workers.children import POLL_S, ChildProcess, EventTail
@@ -33,6 +33,31 @@ def prepare_next(runtime: Runtime) -> bool:
 
 
 def prepare(attempt: Attempt) -> None:
+    """Prepare, and leave a report also where the archive was never opened."""
+    try:
+        _prepare(attempt)
+    except Failure as failure:
+        report_of(attempt, failure)
+        raise
+
+
+def report_of(attempt: Attempt, failure: Failure) -> None:
+    """A report that says only why, unless there is a better one."""
+    storage, key = attempt.runtime.storage, attempt.key(REPORT_FILE)
+    if failure.retryable or storage.stat(key) is not None:
+        return
+    rule = attempt.mode.dataset_rule(attempt.request)
+    DatasetReport(
+        verdict="refused",
+        problem=Problem(type=failure.error_type, message=failure.error, field=failure.field),
+        archive=ArchiveFacts(size_bytes=0, sha256="", num_entries=0),
+        settings=rule.model_dump(mode="json"),
+        totals=Totals(clips=0, used=0, dropped=0, samples=0),
+    ).save(attempt.folder)
+    storage.put_file(key, attempt.folder / REPORT_FILE, content_type="application/json")
+
+
+def _prepare(attempt: Attempt) -> None:
     """Download, prepare (or find it prepared), store dataset and report, queue for training."""
     request = attempt.request
     prepared: dict[str, Any] = {}
@@ -58,9 +83,8 @@ def prepare(attempt: Attempt) -> None:
     prepared["key"] = key
     if request.debug_dataset:
         prepared["debug_dataset"] = store_debug_archive(attempt, dataset)
-    attempt.forward.flush()
-    with attempt.runtime.database.write() as session:
-        lifecycle.advance(session, attempt.claim, prepared)
+    attempt.forward.feed((), at_once=True)
+    attempt.write(lambda session: lifecycle.advance(session, attempt.claim, prepared))
 
 
 def download(attempt: Attempt, url: str, to: Path, field: str) -> Downloaded:

@@ -1,7 +1,9 @@
 """The train stage: from a prepared dataset to a checked LoRA in the store and a bill."""
 
 import time
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Final, NoReturn
 
 import structlog
@@ -12,7 +14,7 @@ from app.requests.lifecycle import LeaseLost
 from app.storage.errors import ObjectMissing
 from preprocessing.manifest import MANIFEST_FILE, VALIDATION_FILE
 from trainer.job import Control, Job, JobDir, Result
-from workers.attempt import Attempt, Cancelled, Released, attempt_next
+from workers.attempt import Attempt, Cancelled, PreparedGone, Released, attempt_next
 from workers.checkpoints import CheckpointStore, Uploader
 from workers.children import POLL_S, EventTail, TrainerProcess
 from workers.failures import our_fault, users_fault
@@ -46,22 +48,23 @@ def train(attempt: Attempt) -> None:
     checkpoints = CheckpointStore(attempt.runtime.storage, attempt.key("checkpoints"))
     make_job(attempt, job_dir, checkpoints, prepared)
     uploader = Uploader(checkpoints, attempt.claim.attempt)
+    events = TrainingEvents(attempt, EventTail(job_dir.events), uploader)
     try:
-        result = supervise(attempt, job_dir, uploader)
+        result = supervise(attempt, job_dir, events)
     finally:
-        uploader.close()
+        # Who lost the lease stores nothing more: the winner may have cleaned up already.
+        uploader.close(abandon=attempt.lease.lost)
+    events.forward()
     end(attempt, result)
     attempt.forward.progress(stage="upload")
     attempt.forward.log("Storing the LoRA and the previews")
-    attempt.forward.flush()
+    attempt.forward.feed((), at_once=True)
     body = store_outputs(attempt, job_dir)
     if "debug_dataset" in prepared:
         body["debug_dataset"] = prepared["debug_dataset"]
     units = attempt.mode.billable_units(attempt.request)
-    with attempt.runtime.database.write() as session:
-        lifecycle.complete(
-            session, attempt.claim, body, units, round(time.monotonic() - attempt.started, 3)
-        )
+    seconds = round(time.monotonic() - attempt.started, 3)
+    attempt.write(lambda s: lifecycle.complete(s, attempt.claim, body, units, seconds))
     log.info("attempt.completed", units=units)
     checkpoints.delete_all()
 
@@ -77,7 +80,7 @@ def make_job(
         if "validation" in prepared:
             runtime.storage.fetch_tree(prepared["validation"], validation, last=VALIDATION_FILE)
     except ObjectMissing as error:
-        raise our_fault("The prepared dataset is gone from the store; submit it again.") from error
+        raise PreparedGone from error
     resume_from = checkpoints.fetch_newest(attempt.folder / "resume")
     job_dir.root.mkdir()
     job_dir.create(
@@ -94,7 +97,7 @@ def make_job(
     )
 
 
-def supervise(attempt: Attempt, job_dir: JobDir, uploader: Uploader) -> Result | None:
+def supervise(attempt: Attempt, job_dir: JobDir, events: "TrainingEvents") -> Result | None:
     """Wait for the trainer, forwarding events. None: it answered, but left no result.
 
     A lost lease kills the trainer at once; a cancel or a stop of this worker is told to it, so
@@ -102,15 +105,18 @@ def supervise(attempt: Attempt, job_dir: JobDir, uploader: Uploader) -> Result |
     """
     trainer = attempt.runtime.live_trainer()
     trainer.submit(job_dir.root)
-    events = EventTail(job_dir.events)
     told_at: float | None = None
     try:
         while True:
             answered = trainer.answered()
             alive = trainer.alive
-            handle_events(attempt, events, uploader)
+            events.forward()
             if answered:
-                return job_dir.result()
+                result = job_dir.result()
+                if result is None or result.status == "failed":
+                    # It may be about to leave, or CUDA may be broken: the next job gets a new one.
+                    attempt.runtime.drop_trainer()
+                return result
             if not alive:
                 died(attempt, trainer)
             try:
@@ -145,29 +151,37 @@ def died(attempt: Attempt, trainer: TrainerProcess) -> NoReturn:
     raise our_fault("The training process crashed; nothing is billed.")
 
 
-def handle_events(attempt: Attempt, events: EventTail, uploader: Uploader) -> None:
-    """Forward events; checkpoints and previews go to the store on the way."""
-    fresh = list(events.read())
-    for event in fresh:
-        if event["kind"] == "checkpoint":
-            uploader.put(event["step"], Path(event["path"]))
-        elif event["kind"] == "preview":
-            event["file"] = store_preview(attempt, Path(event["path"]))
-    attempt.forward.feed(fresh)
+class TrainingEvents:
+    """The trainer's events on their way to the database; files go to the store beside them."""
 
+    def __init__(self, attempt: Attempt, tail: EventTail, uploader: Uploader) -> None:
+        self._attempt = attempt
+        self._tail = tail
+        self._uploader = uploader
+        self._stored: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
-def store_preview(attempt: Attempt, path: Path) -> dict[str, Any] | None:
-    """A preview as soon as it is there; one that can't be stored now is still in the reel."""
-    try:
-        stored = attempt.runtime.storage.put_file(
-            attempt.key("previews", str(attempt.claim.attempt), path.name),
+    def forward(self) -> None:
+        """What is new since the last call. A preview is told of once it can be looked at."""
+        events = []
+        for event in self._tail.read():
+            if event["kind"] == "checkpoint":
+                self._uploader.put_checkpoint(event["step"], Path(event["path"]))
+            if event["kind"] == "preview":
+                self._uploader.put(partial(self._store_preview, event))
+            else:
+                events.append(event)
+        while not self._stored.empty():
+            events.append(self._stored.get())
+        self._attempt.forward.feed(events)
+
+    def _store_preview(self, event: dict[str, Any]) -> None:
+        path = Path(event["path"])
+        stored = self._attempt.runtime.storage.put_file(
+            self._attempt.key("previews", str(self._attempt.claim.attempt), path.name),
             path,
             content_type="video/mp4",
         )
-    except Exception as error:
-        log.warning("preview.not_stored", preview=path.name, error=repr(error))
-        return None
-    return file_entry(stored, path.name)
+        self._stored.put({**event, "file": file_entry(stored, path.name)})
 
 
 def end(attempt: Attempt, result: Result | None) -> None:
@@ -187,7 +201,7 @@ def end(attempt: Attempt, result: Result | None) -> None:
             kind = result.error_type or "training_failed"
             log.warning("training.failed", error=message, error_type=kind, step=result.step)
             if result.users_fault:
-                raise users_fault(message, error_type=kind, field="learning_rate")
+                raise users_fault(message, error_type=kind, field=result.field or "")
             raise our_fault(message, error_type=kind)
 
 

@@ -20,6 +20,13 @@ BUSY_TIMEOUT_MS = 20_000
 """How long a SQLite writer waits for another: transactions here last milliseconds, disks stall."""
 POOL_SIZE = 5
 """Connections a process keeps; up to 10 more come and go (SQLAlchemy's own overflow)."""
+_OPTIONS: dict[str, Any] = {
+    "pool_size": POOL_SIZE,
+    # A database that was restarted costs nobody an error.
+    "pool_pre_ping": True,
+    # Errors are logged, and users' URLs hold secrets.
+    "hide_parameters": True,
+}
 WRITE = "reelsmith_write"
 """Execution option of a connection whose transaction will write."""
 
@@ -57,7 +64,7 @@ class Database:
     """The database of a process without an event loop."""
 
     def __init__(self, url: str) -> None:
-        self.engine = create_engine(driver_url(url, SYNC_DRIVERS), pool_size=POOL_SIZE)
+        self.engine = create_engine(driver_url(url, SYNC_DRIVERS), **_OPTIONS)
         _prepare(self.engine)
         self._writing = self.engine.execution_options(**{WRITE: True})
 
@@ -81,9 +88,7 @@ class AsyncDatabase:
     """The gateway's database. Functions run in a transaction of their own."""
 
     def __init__(self, url: str) -> None:
-        self.engine: AsyncEngine = create_async_engine(
-            driver_url(url, ASYNC_DRIVERS), pool_size=POOL_SIZE
-        )
+        self.engine: AsyncEngine = create_async_engine(driver_url(url, ASYNC_DRIVERS), **_OPTIONS)
         _prepare(self.engine.sync_engine)
         self._writing = self.engine.execution_options(**{WRITE: True})
 

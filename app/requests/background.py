@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from app.db.engine import AsyncDatabase
-from app.requests import outbox, reaper
+from app.requests import outbox, reaper, repository
 from app.requests.outbox import Send
 from app.storage import Storage
 from app.storage.multipart import sweep_parts
@@ -19,6 +19,8 @@ RETRY_S: Final = 1.0
 """Pause after a broker's refusal; doubled up to `RETRY_AT_MOST_S`."""
 RETRY_AT_MOST_S: Final = 30.0
 SWEEP_EVERY_S: Final = 900.0
+ENDED_BEFORE_S: Final = 600.0
+"""When checkpoints of an ended request go: a worker that lost its lease has noticed by then."""
 ABANDONED_AFTER_S: Final = 24 * 3600.0
 """A write that has not ended by then never will: the slowest upload allowed takes six hours."""
 
@@ -98,9 +100,11 @@ class Reaper:
 class Sweeper:
     """Makes the store ready, then removes what interrupted writes and uploads left in it."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, database: AsyncDatabase) -> None:
         self._storage = storage
+        self._database = database
         self._prepared = False
+        self._cleaned: set[str] = set()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -113,6 +117,11 @@ class Sweeper:
         if not self._prepared:
             await asyncio.to_thread(self._storage.prepare)
             self._prepared = True
+        for prefix in await self._database.read(repository.ended_prefixes, ENDED_BEFORE_S):
+            # A completed request took its own away; a failed, cancelled or lost one did not.
+            if prefix not in self._cleaned:
+                await asyncio.to_thread(self._storage.delete_tree, f"{prefix}/checkpoints")
+                self._cleaned.add(prefix)
         writes = await asyncio.to_thread(self._storage.sweep, ABANDONED_AFTER_S)
         uploads = await asyncio.to_thread(sweep_parts, self._storage)
         if writes or uploads:

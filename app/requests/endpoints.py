@@ -150,7 +150,9 @@ def _add_queue(
         asked: Annotated[Asked, Depends(asked)],
         after: Annotated[int, Query(ge=0, le=MAX_EVENT_ID)] = 0,
     ) -> Response:
-        return _json(await service.events(asked, after), 200, asked.request_id)
+        found = await service.events(asked, after)
+        body = await asyncio.to_thread(signed, storage, found.model_dump())
+        return JSONResponse(body, 200, {REQUEST_ID: asked.request_id})
 
     base = f"/{prefix}/requests/{{request_id}}"
     for path, method, endpoint, answer in (

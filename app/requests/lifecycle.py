@@ -192,6 +192,21 @@ def advance(session: Session, claim: Claim, prepared: Mapping[str, Any]) -> Stat
     return requeue(row)
 
 
+def prepare_again(session: Session, claim: Claim) -> State:
+    """What was prepared is gone from the store: back to the prepare stage. Raises `LeaseLost`."""
+    row = _owned(session, claim)
+    _end_attempt(session, claim.token, Outcome.RELEASED, "the prepared dataset is gone")
+    log(
+        session,
+        row.id,
+        Log("The prepared dataset is gone from the store; preparing it again.", "WARN"),
+    )
+    row.stage = Stage.PREPARE
+    row.prepared = None
+    row.attempts_used = 0
+    return requeue(row)
+
+
 def release(session: Session, claim: Claim, reason: str) -> State:
     """Give the request back without using up the attempt. Raises `LeaseLost`."""
     row = _owned(session, claim)
@@ -270,7 +285,11 @@ class CancelAnswer:
 def request_cancel(session: Session, request_id: str, owner: str) -> str:
     """Ask for the end of a request; a queued one ends at once. Returns a `CancelAnswer`."""
     row = session.scalar(
-        select(Request).where(Request.id == request_id, Request.owner == owner).with_for_update()
+        select(Request)
+        .where(Request.id == request_id, Request.owner == owner)
+        .with_for_update()
+        # The caller may have looked the row up before it was locked.
+        .execution_options(populate_existing=True)
     )
     if row is None:
         return CancelAnswer.NOT_FOUND

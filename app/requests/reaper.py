@@ -52,6 +52,11 @@ def reap(session: Session, attempts_limit: int = ATTEMPTS_LIMIT) -> Reaped:
     ):
         finish_cancelled(row)
         reaped.cancelled.append(row.id)
+    for row in _locked(
+        session, Request.state == State.QUEUED, Request.attempts_used >= attempts_limit
+    ):
+        # Only after the limit was lowered: `claim` passes it over, so it would wait for ever.
+        _give_up(session, row, attempts_limit, reaped)
     for row in _locked(session, Request.state == State.QUEUED, not_(may_start())):
         _time_out(session, row)
         reaped.timed_out.append(row.id)
@@ -70,21 +75,7 @@ def _lose(session: Session, row: Request, attempts_limit: int, reaped: Reaped) -
         finish_cancelled(row)
         reaped.cancelled.append(row.id)
     elif row.no_retry or row.attempts_used >= attempts_limit:
-        text = (
-            f"The worker was lost while {WORK[Stage(row.stage)]}, {row.attempts_used} of "
-            f"{1 if row.no_retry else attempts_limit} attempts: the machine went away, or the "
-            "process was killed for the memory it used. Nothing is billed. If other requests "
-            "succeed, try a lower resolution, fewer frames or a smaller dataset."
-        )
-        log(session, row.id, Log(text, "ERROR"))
-        finish(
-            row,
-            status=500,
-            body={"detail": text, "error_type": "runner_server_error"},
-            error=text,
-            error_type="runner_server_error",
-        )
-        reaped.dead.append(row.id)
+        _give_up(session, row, attempts_limit, reaped)
     else:
         log(
             session,
@@ -97,6 +88,25 @@ def _lose(session: Session, row: Request, attempts_limit: int, reaped: Reaped) -
         )
         requeue(row)
         reaped.requeued.append(row.id)
+
+
+def _give_up(session: Session, row: Request, attempts_limit: int, reaped: Reaped) -> None:
+    """``row`` has cost enough workers."""
+    text = (
+        f"The worker was lost while {WORK[Stage(row.stage)]}, {row.attempts_used} of "
+        f"{1 if row.no_retry else attempts_limit} attempts: the machine went away, or the "
+        "process was killed for the memory it used. Nothing is billed. If other requests "
+        "succeed, try a lower resolution, fewer frames or a smaller dataset."
+    )
+    log(session, row.id, Log(text, "ERROR"))
+    finish(
+        row,
+        status=500,
+        body={"detail": text, "error_type": "runner_server_error"},
+        error=text,
+        error_type="runner_server_error",
+    )
+    reaped.dead.append(row.id)
 
 
 def _time_out(session: Session, row: Request) -> None:

@@ -19,6 +19,9 @@ EVENTS_PAGE = 1_000
 PREFIX_RANDOM_BYTES = 16
 """128 bits: keys are part of URLs, and must not be guessed."""
 
+ENDED_LATELY_S = 2 * 24 * 3600.0
+"""Longer than any gateway is away; what ended before that was cleaned up then."""
+
 
 @dataclass(frozen=True)
 class NewRequest:
@@ -99,6 +102,19 @@ def events(session: Session, request_id: str, after: int) -> Sequence[Event]:
         .where(Event.request_id == request_id, Event.id > after)
         .order_by(Event.id)
         .limit(EVENTS_PAGE)
+    ).all()
+
+
+def ended_prefixes(session: Session, before_s: float) -> Sequence[str]:
+    """Storage prefixes of requests that ended lately, but at least ``before_s`` seconds ago."""
+    return session.scalars(
+        select(Request.storage_prefix)
+        .where(
+            Request.state == State.COMPLETED,
+            Request.finished_at < db_now() - before_s,
+            Request.finished_at > db_now() - ENDED_LATELY_S,
+        )
+        .order_by(Request.finished_at)
     ).all()
 
 

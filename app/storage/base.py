@@ -62,7 +62,10 @@ class Storage(Protocol):
         """
 
     def put_tree(self, prefix: str, folder: Path, *, last: str | None = None) -> list[StoredObject]:
-        """Store every file below ``folder``. ``last`` names the one that says "all are there"."""
+        """Store every file below ``folder``; returns what was stored.
+
+        ``last`` names the one that says "all are there". Where it is stored, nothing is done.
+        """
 
     def fetch(self, key: str, path: Path) -> StoredObject:
         """Bring a file to ``path``, verified. It must not be changed in place there."""
@@ -111,20 +114,25 @@ class TreeStorage(ABC):
     def fetch(self, key: str, path: Path) -> StoredObject: ...
 
     @abstractmethod
+    def stat(self, key: str) -> StoredObject | None: ...
+
+    @abstractmethod
     def list_keys(self, prefix: str) -> list[str]: ...
 
     @abstractmethod
     def delete(self, key: str) -> None: ...
 
     def put_tree(self, prefix: str, folder: Path, *, last: str | None = None) -> list[StoredObject]:
-        """`Storage.put_tree`. An earlier try's marker goes first: it must never vouch for half."""
+        """`Storage.put_tree`. A tree whose marker is there is left alone: others may be
+        reading it, and what a prefix holds is always the same."""
         names = sorted(
             path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
         )
         if last is not None:
             if last not in names:
                 raise FileNotFoundError(f"{last!r} is not in the folder {folder.name!r}")
-            self.delete(f"{prefix}/{last}")
+            if self.stat(f"{prefix}/{last}") is not None:
+                return []
             names.remove(last)
             names.append(last)
         return [self.put_file(f"{prefix}/{name}", folder / name) for name in names]

@@ -6,18 +6,20 @@ header with the raw PUT, which S3 refuses beside a presigned URL (`spec/fal-prot
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, TypeVar
 
-from fastapi import APIRouter, Body, Depends, Header
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Header
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.errors import BadRequest, BodyTooLarge, Forbidden, RequestError
+from app.errors import BadRequest, BodyTooLarge, Forbidden, InvalidInput, RequestError
+from app.requests.body import read_json_bytes
 from app.settings import Settings
 from app.storage import multipart
 from app.storage.base import Storage, StoredObject, random_part, safe_file_name
@@ -41,6 +43,8 @@ STALL_S: Final = 60.0
 """A client that sends nothing for so long is gone."""
 
 _TOKEN: Final = "upload-token"  # noqa: S105 - a purpose, not a secret
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class UnknownFile(RequestError):
@@ -124,8 +128,9 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
         }
 
     @router.post("/storage/upload/initiate", dependencies=by_owner)
-    async def initiate(file: Annotated[FileToUpload, Body()]) -> dict[str, str]:
+    async def initiate(request: Request) -> dict[str, str]:
         """A URL to PUT the file to, and the one it will have."""
+        file = await _parse(request, FileToUpload)
         key = _new_key(file.file_name)
         return {
             "upload_url": signer.write_url(key, expires_s=UPLOAD_URL_LIFETIME_S),
@@ -133,8 +138,9 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
         }
 
     @router.post("/storage/upload/initiate-multipart", dependencies=by_owner)
-    async def initiate_multipart(file: Annotated[FileToUpload, Body()]) -> dict[str, str]:
+    async def initiate_multipart(request: Request) -> dict[str, str]:
         """The same in parts: the client appends ``/{n}`` and ``/complete`` to the upload URL."""
+        file = await _parse(request, FileToUpload)
         key = _new_key(file.file_name)
         url = file_url(key)
         upload_id = multipart.new_upload_id(signer, key, file.content_type)
@@ -157,10 +163,12 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
         upload_id = multipart.new_upload_id(signer, key, content_type)
         return {"access_url": file_url(key), "uploadId": upload_id}
 
-    @router.put("/files/{grant}/{key:path}/multipart/{upload_id}/{number:int}")
-    async def put_part(request: Request, key: str, upload_id: str, number: int) -> JSONResponse:
+    @router.put("/files/{grant}/{key:path}/multipart/{upload_id}/{part}")
+    async def put_part(request: Request, key: str, upload_id: str, part: str) -> JSONResponse:
         """One part. The JavaScript client reads the body, the Python client the header."""
         found = upload_of(key, upload_id)
+        # Text in the path: Starlette's own number would be a 500 for thousands of digits.
+        number = int(part) if re.fullmatch(r"[0-9]{1,5}", part) else 0
         if not 1 <= number <= multipart.MAX_PARTS:
             raise BadRequest(f"Parts are numbered 1 to {multipart.MAX_PARTS}.")
         limit = min(max_bytes, multipart.MAX_PART_BYTES)
@@ -168,12 +176,14 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
         return JSONResponse({"partNumber": number, "etag": etag}, headers={**CORS, "ETag": etag})
 
     @router.post("/files/{grant}/{key:path}/multipart/{upload_id}/complete")
-    async def complete(key: str, upload_id: str, body: Parts) -> dict[str, str]:
+    async def complete(request: Request, key: str, upload_id: str) -> dict[str, str]:
         """All parts are there: make them one file."""
+        found = upload_of(key, upload_id)
+        body = await _parse(request, Parts)
         await run_in_threadpool(
             multipart.assemble,
             storage,
-            upload_of(key, upload_id),
+            found,
             {part.partNumber: part.etag for part in body.parts},
             scratch=staging / random_part(),
             max_bytes=max_bytes,
@@ -204,6 +214,17 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
         return file_response(request, storage, stored, name or key.rpartition("/")[2])
 
     return router
+
+
+async def _parse(request: Request, model: type[M]) -> M:
+    """The JSON body as ``model``, read after the permission was checked and up to a limit.
+
+    FastAPI would read a body of any size first.
+    """
+    try:
+        return model.model_validate_json(await read_json_bytes(request))
+    except ValidationError as error:
+        raise InvalidInput.of(error) from None
 
 
 def _new_key(file_name: str | None) -> str:

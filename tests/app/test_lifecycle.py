@@ -71,6 +71,7 @@ WRITES: dict[str, Callable[[Session, Claim], object]] = {
     "fail for good": lambda s, c: lifecycle.fail(s, c, **FAILURE, retryable=False),
     "fail for now": lambda s, c: lifecycle.fail(s, c, **FAILURE, retryable=True),
     "cancelled": lifecycle.cancelled,
+    "prepare again": lifecycle.prepare_again,
 }
 """Every write that a worker can make."""
 
@@ -246,6 +247,26 @@ def test_each_stage_has_its_own_budget(database: Database) -> None:
     do(database, lifecycle.advance, claimed(database), {})
     train = claimed(database, Stage.TRAIN)
     assert (train.attempt, train.attempts_used) == (4, 1)
+
+
+def test_a_limit_that_was_lowered_strands_nobody(database: Database) -> None:
+    request_id = submit(database)
+    for _ in range(2):
+        expire(database, claimed(database))
+        do(database, reaper.reap)
+    assert claim(database, attempts_limit=2) is None
+    assert do(database, reaper.reap, 2).dead == [request_id]
+    assert row(database, request_id).result_status == 500
+
+
+def test_what_was_prepared_and_is_gone_is_prepared_again(database: Database) -> None:
+    request_id = submit(database)
+    do(database, lifecycle.advance, claimed(database), {"key": "x"})
+    train = claimed(database, Stage.TRAIN)
+    assert do(database, lifecycle.prepare_again, train) == State.QUEUED
+    again = claimed(database)
+    assert (again.request_id, again.prepared, again.attempts_used) == (request_id, None, 1)
+    assert outcomes(database, request_id) == ["advanced", "released", None]
 
 
 @pytest.mark.parametrize("attempts_limit", [1, 2, 3])

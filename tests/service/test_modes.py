@@ -58,7 +58,13 @@ CASES: list[Any] = [
     ),
     pytest.param("extend-suffix", "plain", {"conditioning_frames": 8}, False, id="suffix, silent"),
     pytest.param("extend-suffix", "plain", {"with_audio": True}, True, id="suffix with sound"),
-    pytest.param("extend-prefix", "plain", {"with_audio": True}, True, id="prefix with sound"),
+    pytest.param(
+        "extend-prefix",
+        "plain",
+        {"with_audio": True, "validation_number_of_frames": 17},
+        True,
+        id="prefix with sound",
+    ),
 ]
 FRAMES = {"number_of_frames": 17, "validation_number_of_frames": 9}
 
@@ -77,7 +83,7 @@ def test_mode(
     entry = {"prompt": "a rabbit at night", "video_url": upload(running.http, BUNNY)}
     if mode == "inpaint":
         entry["mask_url"] = upload(running.http, mask)
-    request = running.submit(archives[archive], mode, validation=[entry], **FRAMES, **fields)
+    request = running.submit(archives[archive], mode, validation=[entry], **{**FRAMES, **fields})
     response = running.wait(request)
     assert response.status_code == 200, response.text
     result = response.json()

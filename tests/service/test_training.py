@@ -114,7 +114,7 @@ def test_second_run_reuses_what_was_prepared(running: Stack, clips: Path) -> Non
             "training_data_url",
             id="not a video",
         ),
-        pytest.param([], {}, "no", "training_data_url", id="empty archive"),
+        pytest.param([], {}, "no usable media", "training_data_url", id="empty archive"),
     ],
 )
 def test_bad_dataset_is_a_422_with_a_report(

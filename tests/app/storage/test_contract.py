@@ -179,12 +179,22 @@ class TestTrees:
         with pytest.raises(ObjectMissing, match=r"complete\.json"):
             storage.fetch_tree("checkpoints/250-1", tmp_path / "back", last="complete.json")
 
-    def test_a_second_try_that_fails_leaves_no_marker(self, storage: Storage, folder: Path) -> None:
-        storage.put_tree("checkpoints/250-1", folder, last="complete.json")
+    def test_a_try_that_fails_leaves_no_marker_and_a_later_one_ends_it(
+        self, storage: Storage, folder: Path
+    ) -> None:
         (folder / "not a key").write_bytes(b"x")
         with pytest.raises(InvalidKey):
             storage.put_tree("checkpoints/250-1", folder, last="complete.json")
         assert storage.stat("checkpoints/250-1/complete.json") is None
+        (folder / "not a key").unlink()
+        assert len(storage.put_tree("checkpoints/250-1", folder, last="complete.json")) == 3
+
+    def test_a_whole_tree_is_left_alone(self, storage: Storage, folder: Path) -> None:
+        """Somebody may be reading it: it never loses its marker."""
+        first = storage.put_tree("prepared/x", folder, last="complete.json")
+        (folder / "adapter.safetensors").write_bytes(b"other")
+        assert storage.put_tree("prepared/x", folder, last="complete.json") == []
+        assert storage.stat("prepared/x/adapter.safetensors") == first[0]
 
     def test_marker_must_exist(self, storage: Storage, folder: Path) -> None:
         with pytest.raises(FileNotFoundError, match="missing"):

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -229,6 +229,27 @@ class TestSingleUploads:
     )
     def test_needs_a_key(self, http: Client, path: str, key: str | None) -> None:
         assert http("POST", path, key=key, json={}).status_code == 401
+
+    @pytest.mark.parametrize(
+        "path", ["/storage/upload/initiate", "/storage/upload/initiate-multipart"]
+    )
+    def test_without_a_key_no_body_is_read(self, http: Client, path: str) -> None:
+        read = 0
+
+        async def endless() -> AsyncIterator[bytes]:
+            nonlocal read
+            while read < 64 * 2**20:
+                read += 2**20
+                yield b" " * 2**20
+
+        kind = {"content-type": "application/json"}
+        assert http("POST", path, key=None, content=endless(), headers=kind).status_code == 401
+        assert http("POST", path, content=endless(), headers=kind).status_code == 413
+
+    @pytest.mark.parametrize("number", ["0", "10001", "9" * 5000, "-1", "x", "1e3", "%D9%A1"])
+    def test_parts_are_numbered(self, http: Client, number: str) -> None:
+        url = http("POST", "/storage/upload/initiate-multipart", json={"file_name": "a"}).json()
+        assert http("PUT", f"{url['upload_url']}/{number}", content=b"x").status_code == 400
 
     def test_cdn_upload(self, http: Client) -> None:
         token = http("POST", "/storage/auth/token?storage_type=fal-cdn-v3", json={}).json()

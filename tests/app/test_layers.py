@@ -1,0 +1,30 @@
+"""The service knows two modules of data of the libraries, and nothing else of them."""
+
+import ast
+from pathlib import Path
+
+import app
+
+ALLOWED = {"preprocessing.rules", "trainer.spec"}
+LIBRARIES = ("preprocessing", "trainer", "workers")
+
+
+def imported(source: str) -> set[str]:
+    """Modules that ``source`` imports, at its top or inside."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_only_data_of_the_libraries() -> None:
+    folder = Path(app.__file__).parent
+    used: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        for module in imported(path.read_text()):
+            if module.split(".")[0] in LIBRARIES:
+                used.setdefault(module, set()).add(path.name)
+    assert set(used) == ALLOWED, used
