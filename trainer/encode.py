@@ -1,30 +1,20 @@
 """Encode once: frames, sound and captions to latents and contexts, on disk, before any step.
 
-    CACHE/latents/<hash>.safetensors    video [1, N, 128]; audio [1, T, C] where trained; fp32
-    CACHE/contexts/<hash>.safetensors   video [S, Dv], audio [S, Da]: connector output of one prompt
-
-A hash covers the bytes that were encoded, the model and the precision, so a second training of the
-same clips with another rank or learning rate encodes nothing, and a stale file is never found.
-Files appear whole (written aside, renamed); several jobs may share a cache.
+What is found in the cache (`trainer/cache.py`) is not encoded again.
 """
 
 import gc
-import hashlib
-import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from preprocessing.events import EventLog
 from trainer.audio import log_mel
+from trainer.cache import EncodedCache, is_whole, save_whole
 from trainer.footage import Footage
 from trainer.latents import (
     normalise_audio,
@@ -34,44 +24,6 @@ from trainer.latents import (
     pack_video,
 )
 from trainer.model import BaseModel
-from trainer.text import PromptContext
-
-_ENCODING_VERSION = "1"
-"""Raised when encoding changes: nothing cached before is then found."""
-
-
-@dataclass(frozen=True)
-class SampleLatents:
-    """One sample, encoded: ``video`` [1, N, 128], ``audio`` [1, T, C] or None; fp32, on the CPU."""
-
-    video: Tensor
-    audio: Tensor | None
-
-
-class EncodedCache:
-    """The cache folder, seen through one model at one precision."""
-
-    def __init__(self, cache: Path, base: BaseModel) -> None:
-        self._latents = cache / "latents"
-        self._contexts = cache / "contexts"
-        self._key = f"{_ENCODING_VERSION} {base.id} {base.fingerprint} {base.dtype}"
-
-    def latents_path(self, clip: Footage) -> Path:
-        return self._latents / self._name(clip.hash)
-
-    def context_path(self, prompt: str) -> Path:
-        return self._contexts / self._name(prompt)
-
-    def latents(self, clip: Footage) -> SampleLatents:
-        tensors = load_file(self.latents_path(clip))
-        return SampleLatents(tensors["video"], tensors.get("audio"))
-
-    def context(self, prompt: str) -> PromptContext:
-        return PromptContext(**load_file(self.context_path(prompt)))
-
-    def _name(self, content: str) -> str:
-        digest = hashlib.sha256(f"{self._key}\0{content}".encode())
-        return f"{digest.hexdigest()}.safetensors"
 
 
 def encode_all(
@@ -91,7 +43,7 @@ def encode_all(
     _encode_prompts(prompts, base, cache, events, between)
     _free_memory(base.device)
     unique = {cache.latents_path(clip): clip for clip in clips}
-    missing = {path: clip for path, clip in unique.items() if not _is_whole(path)}
+    missing = {path: clip for path, clip in unique.items() if not is_whole(path)}
     if not missing:
         return
     # Both VAEs together are 1 GB of the real model; every clip is then read from disk once.
@@ -109,7 +61,7 @@ def encode_all(
                     num_frames=clip.geometry.num_frames,
                     frame_rate=clip.geometry.frame_rate,
                 )
-            _save(path, tensors)
+            save_whole(path, tensors)
             events.emit("progress", name="encode_latents", done=done, total=len(missing))
     del video_vae, audio_vae
     _free_memory(base.device)
@@ -118,10 +70,14 @@ def encode_all(
 @torch.no_grad()
 def encode_video(frames: np.ndarray, vae: AutoencoderKLLTX2Video) -> Tensor:
     """uint8 [F, H, W, 3] -> normalised tokens [1, N, 128], fp32 on the CPU: the VAE's mean."""
-    pixels = torch.from_numpy(np.array(frames)).to(vae.device)
-    pixels = pixels.permute(3, 0, 1, 2)[None].to(vae.dtype) / 127.5 - 1
+    pixels = scaled_pixels(torch.from_numpy(np.array(frames)).to(vae.device), vae.dtype)
     latents = vae.encode(pixels).latent_dist.mode().float()
     return pack_video(normalise_video(latents, vae)).cpu()
+
+
+def scaled_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [F, H, W, 3] -> [1, 3, F, H, W] in [-1, 1], rounded to ``dtype`` once, at the end."""
+    return (frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1).to(dtype)
 
 
 @torch.no_grad()
@@ -154,7 +110,7 @@ def _encode_prompts(
     between: Callable[[], None],
 ) -> None:
     unique = dict.fromkeys(prompts)
-    missing = [prompt for prompt in unique if not _is_whole(cache.context_path(prompt))]
+    missing = [prompt for prompt in unique if not is_whole(cache.context_path(prompt))]
     if not missing:
         return
     encoder = base.text_encoder()
@@ -163,27 +119,8 @@ def _encode_prompts(
             between()
             (context,) = encoder.encode([prompt])
             tensors = {"video": context.video, "audio": context.audio}
-            _save(cache.context_path(prompt), tensors)
+            save_whole(cache.context_path(prompt), tensors)
             events.emit("progress", name="encode_text", done=done, total=len(missing))
-
-
-def _is_whole(path: Path) -> bool:
-    """A header that fits the file's size; what a crash or a full disk left is encoded again."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return bool(file.keys())
-    except (FileNotFoundError, SafetensorError):
-        return False
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _free_memory(device: torch.device) -> None:

@@ -16,6 +16,8 @@ class TrainingError(Exception):
 
     error_type = "training_failed"
     users_fault = False
+    field: str | None = None
+    """Of the request: what to change, where that is the user's to do and known."""
 
 
 class ModelError(TrainingError):
@@ -25,6 +27,13 @@ class ModelError(TrainingError):
 class ConditionError(TrainingError):
     error_type = "invalid_condition"
     users_fault = True
+    field = "training_data_url"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        """``field`` where the clips of the training data are not to blame."""
+        super().__init__(message)
+        if field is not None:
+            self.field = field
 
 
 class CapacityError(TrainingError):
@@ -34,6 +43,7 @@ class CapacityError(TrainingError):
 class DivergedError(TrainingError):
     error_type = "training_diverged"
     users_fault = True
+    field = "learning_rate"
 
 
 class CheckpointError(TrainingError):

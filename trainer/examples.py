@@ -6,8 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from trainer.cache import EncodedCache
 from trainer.conditions import KeepMasks, keep_masks
-from trainer.encode import EncodedCache
 from trainer.errors import ConditionError
 from trainer.flow import Clean, Example
 from trainer.footage import Dataset, Footage

@@ -9,18 +9,22 @@ alone would give others (1.4).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from torch import Tensor
 
 from preprocessing.manifest import VALIDATION_FILE, ValidationManifest
+from trainer.cache import EncodedCache, SampleLatents
 from trainer.conditions import KeepMasks, Window, keep_masks, window_of
-from trainer.encode import EncodedCache, SampleLatents
 from trainer.errors import ConditionError
 from trainer.footage import Footage
 from trainer.latents import VideoGeometry, num_audio_latents
 from trainer.preview import PreviewPrompt
 from trainer.sampler import Given
 from trainer.spec import Condition, Prefix, Suffix, TrainingSpec, ValidationSpec
+
+_FIELD: Final = "validation"
+"""The request's field that these clips come from."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,15 @@ def open_sources(
     if folder is None or not (folder / VALIDATION_FILE).is_file():
         raise ConditionError(
             "This training's previews are made from clips, and none were prepared. Give a clip "
-            "with each validation prompt, or no validation prompts."
+            "with each validation prompt, or no validation prompts.",
+            field=_FIELD,
         )
     entries = ValidationManifest.load(folder).clips
     if len(entries) != len(validation.prompts):
         raise ConditionError(
             f"There are {len(validation.prompts)} validation prompts and {len(entries)} clips to "
-            "make previews from. Give one clip with each prompt."
+            "make previews from. Give one clip with each prompt.",
+            field=_FIELD,
         )
     clips = [
         Footage.of(folder, entry, f"validation clip {number}", with_audio=with_audio)
@@ -115,7 +121,8 @@ def _source(
     if (found.width, found.height) != (validation.width, validation.height):
         raise ConditionError(
             f"The {clip.name} is {found.width}x{found.height}, but previews are "
-            f"{validation.width}x{validation.height}. Prepare it for the validation's size."
+            f"{validation.width}x{validation.height}. Prepare it for the validation's size.",
+            field=_FIELD,
         )
     windows = tuple(
         window_of(condition, found.frame_rate)
@@ -126,7 +133,8 @@ def _source(
         if found.num_frames < window.num_frames:
             raise ConditionError(
                 f"The {clip.name} has {found.num_frames} frames, but {window.num_frames} of it "
-                "are to be given. Use a longer clip or fewer conditioning frames."
+                "are to be given. Use a longer clip or fewer conditioning frames.",
+                field=_FIELD,
             )
     geometry = found
     if covered_by_windows := len(windows) == len(conditions):
@@ -139,10 +147,11 @@ def _source(
             conditions, geometry, num_audio_tokens=num_audio_tokens, sample_mask=clip.mask()
         )
     except ConditionError as error:
-        raise ConditionError(f"The {clip.name}: {error}") from error
+        raise ConditionError(f"The {clip.name}: {error}", field=_FIELD) from error
     if masks.audio is not None and masks.audio.any() and clip.audio is None:
         raise ConditionError(
             f"The {clip.name} has no sound, but its sound is to be given with its pictures. Use a "
-            "clip with an audio track, or train without audio."
+            "clip with an audio track, or train without audio.",
+            field=_FIELD,
         )
     return PreviewSource(clip, geometry, masks, windows if covered_by_windows else ())

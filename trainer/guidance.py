@@ -91,10 +91,6 @@ class Passes:
             isolated=any(guidance.modality != 1.0 for guidance in guidances),
         )
 
-    @property
-    def count(self) -> int:
-        return 1 + self.uncond + self.perturbed + self.isolated
-
 
 def preview_guidance(spec: ValidationSpec, *, with_audio: bool) -> tuple[Guidance, Guidance | None]:
     """The scales of a preview, for video and for audio (None without an audio branch).

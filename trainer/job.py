@@ -77,6 +77,8 @@ class Result(BaseModel):
     """For the user: what failed and what to change. No paths, no traceback (that is on stderr)."""
     users_fault: bool = False
     """True: the request or the dataset must change; False: trying again may help."""
+    field: str | None = None
+    """The request's field to change; None where it is not the user's fault or not known."""
 
 
 class JobDir:

@@ -22,7 +22,7 @@ from trainer.adapter import adapter_state, add_adapter, load_adapter_state
 from trainer.checkpoint import Checkpoint, restore_optimizer
 from trainer.errors import CapacityError, DivergedError
 from trainer.examples import Examples
-from trainer.flow import Example, draw, velocity_loss
+from trainer.flow import Draws, Example, draw, velocity_loss
 from trainer.job import Control
 from trainer.policy import num_blocks_to_checkpoint
 from trainer.spec import TrainingSpec
@@ -88,31 +88,34 @@ class Trainer:
         checkpoint_blocks(self.transformer, count)
         return count
 
-    def update(self, example: Example) -> Tensor:
-        """One step on ``example``. Returns [4], on the device: loss, video loss, audio loss (NaN
-        where there is none) and the gradient's norm before clipping.
+    def update(self, example: Example, draws: Draws | None = None) -> Tensor:
+        """One step on ``example`` with ``draws``, or those of the step's own number. Returns [4],
+        on the device: loss, video loss, audio loss (NaN where there is none) and the gradient's
+        norm before clipping.
 
         Raises `CapacityError` when the step does not fit even with every block recomputed.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec, self.step)
-        losses = self._backward(example)
+        if draws is None:
+            draws = draw(example, step_generator(self.spec.seed, self.step))
+        losses = self._backward(example, draws)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return torch.cat([losses, norm.detach()[None]])
 
-    def _backward(self, example: Example) -> Tensor:
+    def _backward(self, example: Example, draws: Draws) -> Tensor:
         with suppress(torch.OutOfMemoryError):
-            return self._forward_backward(example)
-        # Once more with everything recomputed: the step's random numbers are the same again.
+            return self._forward_backward(example, draws)
+        # Once more with the same random numbers and everything recomputed.
         self.optimizer.zero_grad(set_to_none=True)
         checkpoint_blocks(self.transformer, len(self.transformer.transformer_blocks))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         try:
-            return self._forward_backward(example)
+            return self._forward_backward(example, draws)
         except torch.OutOfMemoryError as error:
             raise CapacityError(
                 f"A training step on {example.video.tokens.shape[1]} tokens with rank "
@@ -120,12 +123,11 @@ class Trainer:
                 "resolution, a lower rank, or a device with more memory."
             ) from error
 
-    def _forward_backward(self, example: Example) -> Tensor:
-        generator = step_generator(self.spec.seed, self.step)
+    def _forward_backward(self, example: Example, draws: Draws) -> Tensor:
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"
         ):
-            losses = velocity_loss(self.transformer, example, draw(example, generator))
+            losses = velocity_loss(self.transformer, example, draws)
         losses.total.backward()
         audio = losses.total.new_tensor(float("nan")) if losses.audio is None else losses.audio
         return torch.stack([losses.total, losses.video, audio]).detach()

@@ -106,33 +106,24 @@ _A: Final = ".lora_A.weight"
 _B: Final = ".lora_B.weight"
 
 
-def file_state(adapter: Mapping[str, Tensor], *, alpha: float | None = None) -> dict[str, Tensor]:
-    """An adapter as the file holds it: without prefix, bf16 on the CPU, alpha folded into B.
+def file_state(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter as the file holds it, before the prefix: bf16, on the CPU, contiguous.
 
-    ``alpha`` None means alpha equals the rank. B is scaled in float32, before it is rounded.
+    Its alpha is its rank (`trainer/adapter.py`), so there is nothing to fold into B.
     """
-    state = {}
-    for key, tensor in adapter.items():
-        value = tensor.detach().float()
-        if alpha is not None and key.endswith(_B):
-            value = value * (alpha / tensor.shape[1])
-        state[key] = value.to("cpu", torch.bfloat16).contiguous()
-    return state
+    return {
+        key: tensor.detach().to("cpu", torch.bfloat16).contiguous()
+        for key, tensor in adapter.items()
+    }
 
 
-def save_lora(
-    path: Path,
-    adapter: Mapping[str, Tensor],
-    metadata: LoraMetadata,
-    *,
-    alpha: float | None = None,
-) -> None:
+def save_lora(path: Path, adapter: Mapping[str, Tensor], metadata: LoraMetadata) -> None:
     """Write the adapter (as `trainer.adapter.adapter_state` returns it) to ``path``, whole or not.
 
     Raises `ValueError` for what only a bug can bring here: an unpaired key, audio adapters in a
     video-only LoRA, a rank that isn't the metadata's.
     """
-    lora = LoraFile(file_state(adapter, alpha=alpha), metadata.to_strings())
+    lora = LoraFile(file_state(adapter), metadata.to_strings())
     _check_pairs({key: tuple(tensor.shape) for key, tensor in lora.state.items()})
     if lora.rank != metadata.rank:
         raise ValueError(f"the adapter has rank {lora.rank}, its metadata says {metadata.rank}")

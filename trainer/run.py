@@ -7,7 +7,7 @@ import json
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -17,11 +17,12 @@ from diffusers import LTX2VideoTransformer3DModel
 
 from preprocessing.events import EventLog
 from trainer.adapter import remove_adapter
+from trainer.cache import EncodedCache
 from trainer.check import check_artifact
 from trainer.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
 from trainer.conditions import describe
 from trainer.decode import Decoder
-from trainer.encode import EncodedCache, encode_all
+from trainer.encode import encode_all
 from trainer.errors import CapacityError, TrainingError
 from trainer.examples import Examples, clip_masks
 from trainer.footage import Dataset
@@ -115,6 +116,7 @@ class _Run:
         self.events = events
         self.saved_step = 0
         self._transformer: LTX2VideoTransformer3DModel | None = None
+        self._held = ExitStack()
 
     def train(self) -> None:
         job = self.directory.load()
@@ -133,15 +135,11 @@ class _Run:
         cache = EncodedCache(self._path(job.cache), base)
         prompts = [entry.prompt for entry in validation.prompts]
         wanted = [*prompts, validation.negative_prompt] if prompts else []
+        all_clips = [*dataset.footage, *(source.clip for source in sources)]
+        all_prompts = [*dataset.captions, *wanted]
+        self._held.enter_context(cache.claim(all_clips, all_prompts))
         self.models.make_room(base)
-        encode_all(
-            [*dataset.footage, *(source.clip for source in sources)],
-            [*dataset.captions, *wanted],
-            base,
-            cache,
-            self.events,
-            between=self._stop_if_told,
-        )
+        encode_all(all_clips, all_prompts, base, cache, self.events, between=self._stop_if_told)
 
         with self.events.stage("load_transformer"):
             transformer = self.models.transformer(base, with_audio=with_audio)
@@ -211,7 +209,8 @@ class _Run:
         self._join_reel(prompts, spec.num_steps)
 
     def clean_up(self) -> None:
-        """No adapter outlives its job."""
+        """No adapter outlives its job, and no claim on the cache."""
+        self._held.close()
         if self._transformer is not None:
             restore_base(self._transformer)
         self._transformer = None
@@ -334,6 +333,7 @@ def _failure(error: Exception, step: int) -> Result:
             error_type=error.error_type,
             error=str(error),
             users_fault=error.users_fault,
+            field=error.field,
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         kind, message = "disk_full", "The disk of the training machine is full. Try again."

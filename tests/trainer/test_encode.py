@@ -12,7 +12,8 @@ import torch
 from preprocessing.events import EventLog
 from preprocessing.manifest import Manifest
 from tests.trainer.jobs import make_dataset
-from trainer.encode import EncodedCache, encode_all
+from trainer.cache import EncodedCache
+from trainer.encode import encode_all, scaled_pixels
 from trainer.footage import Dataset
 from trainer.latents import VideoGeometry, unnormalise_video, unpack_video
 from trainer.model import BaseModel
@@ -116,6 +117,22 @@ def test_latents_are_the_vaes_mean_normalised(tiny: BaseModel, tmp_path: Path) -
     geometry = VideoGeometry(9, 64, 64, Fraction(24))
     latents = unnormalise_video(unpack_video(tokens, geometry), vae)
     torch.testing.assert_close(latents, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_every_level_is_rounded_once(dtype: torch.dtype) -> None:
+    """A frame of all 256 levels; the exact values are level / 127.5 - 1."""
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    pixels = scaled_pixels(torch.from_numpy(levels), dtype)
+    assert pixels.shape == (1, 3, 1, 16, 16)
+    exact = [float(Fraction(2 * level, 255) - 1) for level in range(256)]
+    for channel in pixels[0]:
+        torch.testing.assert_close(
+            channel.flatten().double(),
+            torch.tensor(exact, dtype=torch.float64),
+            atol=2**-24,  # float32's own, next to 0
+            rtol=torch.finfo(dtype).eps / 2 + 2**-23,
+        )
 
 
 def test_the_rate_changes_positions_not_latents(tiny: BaseModel, tmp_path: Path) -> None:

@@ -148,13 +148,6 @@ def test_equal_loras_are_equal_files(joint: LTX2VideoTransformer3DModel, tmp_pat
     assert list(header["__metadata__"]) == list(metadata(with_audio=True).to_strings())
 
 
-def test_an_alpha_other_than_the_rank_is_folded_into_b() -> None:
-    a, b = torch.randn(RANK, 8), torch.randn(6, RANK)
-    state = file_state({"m.lora_A.weight": a, "m.lora_B.weight": b}, alpha=2.0 * RANK)
-    assert torch.equal(state["m.lora_A.weight"], a.bfloat16())
-    assert torch.equal(state["m.lora_B.weight"], (2.0 * b).bfloat16())
-
-
 @pytest.mark.parametrize("with_audio", [True, False], ids=["joint", "video-only"])
 def test_diffusers_gives_what_the_trainer_gives(
     tiny: BaseModel, tmp_path: Path, with_audio: bool

@@ -30,7 +30,8 @@ from tests.trainer.jobs import (
     shoot,
     stages,
 )
-from trainer.encode import EncodedCache, encode_all, encode_audio, encode_video
+from trainer.cache import EncodedCache
+from trainer.encode import encode_all, encode_audio, encode_video
 from trainer.errors import ConditionError
 from trainer.examples import Examples, clip_masks
 from trainer.footage import Dataset

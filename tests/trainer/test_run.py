@@ -23,6 +23,7 @@ from trainer.adapter import adapter_state
 from trainer.job import Control, JobDir, Result
 from trainer.model import BaseModel
 from trainer.run import INTERNAL_ERROR, ModelCache, run_job
+from trainer.spec import SampleMask, Suffix
 
 NUM_STEPS = 30
 TIMEOUT_S = 120
@@ -134,18 +135,21 @@ def test_a_joint_training_from_dataset_to_reel(
 def test_kill_9_changes_nothing(
     tmp_path: Path, silent_dataset: Path, cache: Path, uninterrupted: JobDir, models: ModelCache
 ) -> None:
-    """A real child is killed while it trains; another directory goes on from its checkpoint."""
+    """A real child is killed while it trains; another directory goes on from its checkpoint. What
+    the child held of the cache is free again."""
     first = long_job(tmp_path / "first", silent_dataset, cache)
     with trainer_process("run", str(first.root)) as child:
         wait_for(lambda: newest_checkpoint(first), child)
         child.kill()
     assert child.returncode == -signal.SIGKILL
     assert first.result() is None
+    assert len(list(cache.rglob("*.claim"))) == 1
     fetched = tmp_path / "fetched" / newest_checkpoint(first).name
     shutil.copytree(newest_checkpoint(first), fetched)
 
     second = long_job(tmp_path / "second", silent_dataset, cache, resume_from=fetched)
     assert run_job(second.root, models).status == "completed"
+    assert not list(cache.rglob("*.claim"))
     steps = [event["step"] for event in read_events(second) if event["kind"] == "step"]
     assert min(steps) > int(fetched.name.removeprefix("step-"))
     assert same_training(second, uninterrupted)
@@ -314,10 +318,12 @@ def test_images_train_as_single_frames(tmp_path: Path, cache: Path, models: Mode
 
 
 FAILURES = {
-    "another training's checkpoint": ("checkpoint_unreadable", False, "belongs to another"),
-    "a model that is not there": ("model_unavailable", False, "neither a folder"),
-    "a rate that diverges": ("training_diverged", True, "lower learning rate"),
-    "frames that are missing": (INTERNAL_ERROR, False, "failed unexpectedly"),
+    "another training's checkpoint": ("checkpoint_unreadable", None, "belongs to another"),
+    "a model that is not there": ("model_unavailable", None, "neither a folder"),
+    "a rate that diverges": ("training_diverged", "learning_rate", "lower learning rate"),
+    "clips without masks": ("invalid_condition", "training_data_url", "a mask for every clip"),
+    "previews without clips": ("invalid_condition", "validation", "none were prepared"),
+    "frames that are missing": (INTERNAL_ERROR, None, "failed unexpectedly"),
 }
 
 
@@ -338,14 +344,19 @@ def test_failures_say_what_to_change(
             changes["model"] = "no/such/model"
         case "a rate that diverges":
             changes["spec"] = make_spec(learning_rate=1e37)
+        case "clips without masks":
+            changes["spec"] = make_spec(conditions=(SampleMask(),))
+        case "previews without clips":
+            conditions = (Suffix(num_latent_frames=1),)
+            changes["spec"] = make_spec(conditions=conditions, prompts=("a fox",))
         case "frames that are missing":
             silent_dataset = make_dataset(tmp_path / "dataset")
             (silent_dataset / Manifest.load(silent_dataset).samples[1].frames).unlink()
     directory = make_job(tmp_path / "job", silent_dataset, cache, **changes)
     result = run_job(directory.root, models)
-    error_type, users_fault, message = FAILURES[failure]
+    error_type, field, message = FAILURES[failure]
     assert (result.status, result.error_type) == ("failed", error_type)
-    assert result.users_fault == users_fault
+    assert (result.users_fault, result.field) == (field is not None, field)
     assert message in result.error
     assert str(tmp_path) not in result.error
     assert "Traceback" not in result.error
