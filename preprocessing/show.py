@@ -57,17 +57,21 @@ Keep = Rectangle | Window | None
 """What is given; None: the sample's own mask, and without one nothing."""
 
 
+class UnusableKeep(ValueError):
+    """What is to be given does not fit the sample, or leaves nothing to train or to start from."""
+
+
 def write_strip(prepared: Path, out: Path, keep: Keep = None, sample_id: str | None = None) -> None:
     """Draw a sample of the dataset in ``prepared``, the first one unless named, to a PNG.
 
     Cells that the training regenerates are tinted, cells that it is given are clear. Raises
-    `ValueError` for a sample that is not there and a ``keep`` that does not fit it,
-    `FileNotFoundError` where no prepared dataset is.
+    `UnusableKeep` for a ``keep`` that no training takes, `ValueError` for a sample that is not
+    there, `FileNotFoundError` where no prepared dataset is.
     """
     manifest = Manifest.load(prepared)
     sample = _chosen(manifest, sample_id)
     frames: npt.NDArray[np.uint8] = np.load(prepared / sample.frames, mmap_mode="r")
-    kept = _kept(keep, frames.shape[:3], prepared, sample)
+    kept = _kept(keep, frames.shape, prepared, sample)
     indices = np.unique(np.linspace(0, len(frames) - 1, NUM_PICTURES).round().astype(int))
     pictures = [_overlaid(frames[i], kept[latent_frame_of(int(i))]) for i in indices]
     labels = [f"{i}" for i in indices]
@@ -87,28 +91,48 @@ def _chosen(manifest: Manifest, sample_id: str | None) -> Sample:
     raise ValueError(f"there is no sample {sample_id}; they are {manifest.samples[0].id} to {last}")
 
 
-def _kept(keep: Keep, shape: tuple[int, ...], prepared: Path, sample: Sample) -> Cells:
-    """[f, h, w], true = given."""
-    num_frames, height, width = shape
+def given_cells(keep: Keep, num_frames: int, width: int, height: int) -> Cells:
+    """What ``keep`` gives of a sample of this size in pixels: [f, h, w], true = given.
+
+    The cells that a training is given (`trainer.conditions.keep_masks`), so that a strip shows what
+    will be trained; it refuses the same rectangles. Raises `UnusableKeep`.
+    """
     cell = LATENT_STRIDE_PIXELS
     kept = np.zeros((latent_frame_of(num_frames - 1) + 1, height // cell, width // cell), bool)
     match keep:
         case Rectangle(left, top, right, bottom):
             if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-                raise ValueError(f"{keep} is not inside the sample's {width}x{height} pixels")
+                raise UnusableKeep(f"{keep} is not inside the sample's {width}x{height} pixels")
             kept[:, top // cell : bottom // cell, left // cell : right // cell] = True
+            if not kept.any():
+                raise UnusableKeep(
+                    f"{keep} gives nothing: with its edges floored to cells of {cell} pixels it is "
+                    "empty. Make it larger."
+                )
+            if kept.all():
+                raise UnusableKeep(
+                    f"{keep} gives all of the sample's {width}x{height} pixels, so nothing is left "
+                    "to regenerate. Make it smaller."
+                )
         case Window(count, at_end):
             whole = count if at_end else count - 1
             if count < 1 or whole % LATENT_STRIDE_FRAMES or count >= num_frames:
                 rule = "a multiple of 8" if at_end else "8k + 1"
-                raise ValueError(f"{count} frames: must be {rule} and less than {num_frames}")
+                raise UnusableKeep(f"{count} frames: must be {rule} and less than {num_frames}")
             latent = -(-count // LATENT_STRIDE_FRAMES)
             kept[-latent if at_end else 0 : None if at_end else latent] = True
-        case None if sample.keep_mask is not None:
-            kept = np.load(prepared / sample.keep_mask)
         case None:
             pass
     return kept
+
+
+def _kept(keep: Keep, shape: tuple[int, ...], prepared: Path, sample: Sample) -> Cells:
+    """[f, h, w], true = given; ``shape`` is that of the frames, [F, H, W, 3]."""
+    if keep is None and sample.keep_mask is not None:
+        own: Cells = np.load(prepared / sample.keep_mask)
+        return own
+    num_frames, height, width = shape[:3]
+    return given_cells(keep, num_frames, width, height)
 
 
 def _overlaid(frame: Picture, kept: Cells) -> Picture:

@@ -23,7 +23,7 @@ from workers.runtime import Runtime
 
 log = structlog.get_logger()
 
-PREPARED_FORMAT: Final = 1
+PREPARED_FORMAT: Final = 2
 """Part of the cache key: raised when the same archive and rule prepare to something else."""
 
 

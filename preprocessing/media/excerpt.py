@@ -26,21 +26,30 @@ def frames_at(timeline: Timeline, frame_rate: int) -> int:
 def plan_excerpt(timeline: Timeline, rule: ValidationRule) -> FramePlan:
     """Choose the frames, 8k + 1 of them, of a clip that has at least one.
 
-    Anchored at the start, frame i is the one on screen at i / rate. Anchored at the end, the last
-    frame is the clip's last one and each one before is the last to come on screen until 1 / rate
-    earlier; where there are fewer than 8k + 1, the first of them is repeated in front.
+    Anchored at the start, frame i is the one that comes on screen nearest to i / rate. Anchored at
+    the end, the last frame is the clip's last one and the i-th before it is the one that leaves the
+    screen nearest to i / rate before the end; where there are fewer than 8k + 1, the first of them
+    is repeated in front. A clip of that rate, or nearly, is counted off one by one from its anchor.
     """
     rate = Fraction(rule.frame_rate)
+    every, end = 1 / rate, timeline.duration
+    last = timeline.num_frames - 1
+    one_by_one = timeline.counts_at(rate)
     there = min(frames_at(timeline, rule.frame_rate), rule.num_frames)
     if rule.anchor == "start":
         num_frames = snap_num_frames(there)
         window = Span(Fraction(0), num_frames / rate)
-        indices = [timeline.on_screen(i / rate) for i in range(num_frames)]
+        indices = [
+            min(i, last) if one_by_one else timeline.nearest(i * every, every)
+            for i in range(num_frames)
+        ]
     else:
         num_frames = snap_num_frames(there + LATENT_STRIDE_FRAMES - 1)
-        window = Span(timeline.duration - num_frames / rate, timeline.duration)
-        before = [timeline.duration - i / rate for i in reversed(range(there))]
-        indices = [_last_before(timeline, time) for time in before]
+        window = Span(end - num_frames / rate, end)
+        indices = [
+            max(last - i, 0) if one_by_one else timeline.nearest_end(end - i * every, every)
+            for i in reversed(range(there))
+        ]
         indices[:0] = [indices[0]] * (num_frames - there)
     seen = timeline.frames_in(Span(max(window.start, Fraction(0)), window.end))
     return FramePlan(tuple(indices), rate, window, Fraction(1), len(seen))
@@ -106,8 +115,3 @@ def as_dataset_rule(rule: ValidationRule, num_frames: int) -> DatasetRule:
         height=rule.height,
         audio_normalize=rule.audio_normalize,
     )
-
-
-def _last_before(timeline: Timeline, time: Fraction) -> int:
-    """The last frame to come on screen before ``time``; the first one where none does."""
-    return max(timeline.frames_in(Span(Fraction(0), time)).stop - 1, 0)

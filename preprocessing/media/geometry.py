@@ -150,10 +150,6 @@ class Orientation:
             return 90 if self.mirror_x else 270
         return 180 if self.mirror_y else 0
 
-    @property
-    def mirrored(self) -> bool:
-        return self.transposed ^ self.mirror_x ^ self.mirror_y
-
     def apply(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Turn a stored frame [H, W, C] upright: a view, nothing is copied."""
         if self.transposed:

@@ -18,7 +18,6 @@ from preprocessing.names import short
 # ITU-T H.273 code points, as FFmpeg numbers them.
 MATRIX_RGB: Final = 0
 MATRIX_BT709: Final = 1
-MATRIX_UNSPECIFIED: Final = 2
 MATRIX_BT601: Final = 6
 MATRIX_BT2020: Final = 9
 PRIMARIES_BT2020: Final = 9

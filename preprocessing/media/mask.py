@@ -34,10 +34,6 @@ from preprocessing.media.timeline import Timeline
 from preprocessing.names import short
 from preprocessing.rules import LATENT_STRIDE_PIXELS
 
-SAME_RATE: Final = 0.002
-"""Relative difference up to which two rates are meant to be one: 30 and 30000/1001 differ by half
-of it."""
-
 SAME_SHAPE: Final = 0.02
 """Relative difference in aspect ratio that nobody notices: rounding to even or whole blocks."""
 
@@ -96,18 +92,12 @@ def fit_mask(path: Path, name: str, clip: Clip, fitted: FittedVideo, out: Path) 
 def frames_beside(mask: Timeline, clip: Timeline, times: Sequence[Fraction]) -> list[int]:
     """For each time of the clip, the mask's frame: the one on screen, the last one after its end.
 
-    Frame by frame where both have as many at the same nominal rate, so that a rate written as 30
-    for 30000/1001 does not drift.
+    Frame by frame at the same nominal rate, so that a rate written as 30 for 30000/1001 does not
+    drift.
     """
-    if is_parallel(mask, clip):
-        return [clip.on_screen(time) for time in times]
+    if mask.counts_at(clip.rate):
+        return [min(clip.on_screen(time), mask.num_frames - 1) for time in times]
     return [mask.on_screen(time) for time in times]
-
-
-def is_parallel(mask: Timeline, clip: Timeline) -> bool:
-    """As many frames at the same nominal rate."""
-    same_rate = abs(mask.rate / clip.rate - 1) <= SAME_RATE
-    return mask.num_frames == clip.num_frames and same_rate and not mask.variable
 
 
 def _put_image(
@@ -137,9 +127,13 @@ def _put_video(
             ) from None
     facts, times = video.facts, video.timeline
     how = f"video of {facts.width}x{facts.height}, {times.num_frames} frames at {times.rate}"
-    if not is_parallel(times, clip.timeline):
+    shown_last = fitted.source_times[-1]
+    if times.counts_at(clip.timeline.rate):
+        held = clip.timeline.on_screen(shown_last) >= times.num_frames
+    else:
         how += ", matched by time"
-    if times.duration <= fitted.source_times[-1]:
+        held = times.duration <= shown_last
+    if held:
         how += f", last frame held from {float(times.duration):.2f} s"
     return (facts.width, facts.height), how
 

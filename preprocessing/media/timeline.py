@@ -22,6 +22,10 @@ STANDARD_RATES: Final = (
 MAX_RATE: Final = Fraction(1000)
 """Frames per second; above this the times are broken, not the camera fast."""
 
+SAME_RATE: Final = 0.002
+"""Relative difference up to which two rates are meant to be one: 30 and 30000/1001 differ by half
+of it."""
+
 _NEAR: Final = 0.02
 """Relative distance at which a standard rate is tried: twice what 1 ms ticks blur in 2 seconds."""
 
@@ -90,6 +94,34 @@ class Timeline:
             frame = bisect.bisect_right(self.ticks, tick) - 1
         return min(max(frame, 0), self.num_frames - 1)
 
+    def nearest(self, seconds: Fraction, every: Fraction) -> int:
+        """The frame for a picture that is shown for ``every`` seconds from ``seconds`` on.
+
+        The one that comes on screen nearest to it, the earlier of two; but none that comes more
+        than half of ``every`` later, so that a slow clip's next frame waits for its time.
+        """
+        frame = self.on_screen(seconds)
+        if frame == self.num_frames - 1:
+            return frame
+        behind, ahead = seconds - self.start_of(frame), self.start_of(frame + 1) - seconds
+        return frame + 1 if ahead < min(behind, every / 2) else frame
+
+    def nearest_end(self, seconds: Fraction, every: Fraction) -> int:
+        """`nearest` mirrored: the frame for a picture that is shown until ``seconds``.
+
+        The one that leaves the screen nearest to it, the later of two.
+        """
+        frame = max(self.frames_in(Span(Fraction(0), seconds)).stop - 1, 0)
+        if frame == 0:
+            return frame
+        behind, ahead = seconds - self.start_of(frame), self.start_of(frame + 1) - seconds
+        return frame - 1 if behind < min(ahead, every / 2) else frame
+
+    def counts_at(self, rate: Fraction) -> bool:
+        """Whether its frames, played one by one at ``rate``, keep their time: the rates are the
+        same, or the same but for the 1000/1001 of broadcasting."""
+        return not self.variable and abs(self.rate / rate - 1) <= SAME_RATE
+
     def frames_in(self, span: Span) -> range:
         """Frames that come on screen within ``span``."""
         if not self.variable:
@@ -154,8 +186,9 @@ def plan(timeline: Timeline, span: Span, rule: DatasetRule) -> FramePlan | None:
     """Choose the frames of one sample from ``span``; None where it is too short.
 
     Without ``auto_scale``, the clip's own frames at its own rate from the start of the span. With
-    it, the frames on screen at the wanted rate's times: at true speed where the span lasts long
-    enough, else the whole span slowed down to fill all frames.
+    it, the frames nearest to the wanted rate's times: at true speed where the span lasts long
+    enough, else the whole span slowed down to fill all frames. A clip of that rate, or nearly
+    (`Timeline.counts_at`), gives its frames one by one.
     """
     wanted = rule.num_frames
     there = timeline.frames_in(span)
@@ -169,9 +202,12 @@ def plan(timeline: Timeline, span: Span, rule: DatasetRule) -> FramePlan | None:
         num_own = round(span.duration * rate) if timeline.variable else len(there)
         if num_own < wanted:
             return None
+    if timeline.counts_at(rate) and len(there) >= wanted:
+        time_scale = Fraction(1)
+        indices = tuple(there[:wanted])
+    else:
+        every = 1 / rate / time_scale
+        nearest = (timeline.nearest(span.start + i * every, every) for i in range(wanted))
+        indices = tuple(min(max(index, there[0]), there[-1]) for index in nearest)
     window = Span(span.start, span.start + wanted / rate / time_scale)
-    indices = tuple(
-        min(timeline.on_screen(span.start + i / rate / time_scale), there[-1])
-        for i in range(wanted)
-    )
     return FramePlan(indices, rate, window, time_scale, len(timeline.frames_in(window)))

@@ -72,13 +72,14 @@ def test_probes_show_where_the_reference_puts_a_frame_and_where_we_do(name: str)
     found = re.fullmatch(r"probe_(edit|keep)_only_frame(\d+)_train_latent_keep", name)
     assert found
     verb, frame = found[1], int(found[2])
-    pixels = np.full((25, 32, 32), 255 if verb == "edit" else 0, np.uint8)
+    num_latent_frames = len(MASKS[name])
+    pixels = np.full((8 * num_latent_frames - 7, 32, 32), 255 if verb == "edit" else 0, np.uint8)
     pixels[frame] = 255 - pixels[frame]
-    assert np.array_equal(reference_reduction(pixels / 255, 4)[:, 0, 0], MASKS[name])
+    reference = reference_reduction(pixels / 255, num_latent_frames)
+    assert np.array_equal(reference[:, 0, 0], MASKS[name])
     ours = latent_keep_mask(pixels)[:, 0, 0]
-    latent = {0: 0, 1: 1, 7: 1, 8: 1, 9: 2, 16: 2, 17: 3, 24: 3}[frame]
     if verb == "edit":
-        assert np.flatnonzero(~ours).tolist() == [latent]
+        assert np.flatnonzero(~ours).tolist() == [-(-frame // 8)]
     else:
         # Kept in all frames of its group: only frame 0 is alone in one.
         assert np.flatnonzero(ours).tolist() == ([0] if frame == 0 else [])

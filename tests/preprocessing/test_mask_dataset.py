@@ -92,7 +92,7 @@ def test_masks_are_prepared_beside_their_clips(folder: Path, tmp_path: Path) -> 
     assert became == [
         "a_mask.png, image of 160x96: 40.0 % of the cells regenerated",
         "b_mask.mp4, video of 160x96, 25 frames at 25: 13.3 % of the cells regenerated",
-        "masks/c_mask.webm, video of 160x96, 10 frames at 25, matched by time, last frame held "
+        "masks/c_mask.webm, video of 160x96, 10 frames at 25, last frame held "
         "from 0.40 s: 13.3 % of the cells regenerated",
     ]
     assert report.clips[3].dropped is not None

@@ -60,16 +60,49 @@ def test_mask_frames_are_those_of_the_same_time(case: str, tmp_path: Path) -> No
     assert edited_latents(kept) == given["edited"]
 
 
-def test_the_same_count_at_nearly_the_same_rate_goes_frame_by_frame(tmp_path: Path) -> None:
-    """1001 s at 30 are 1000 s at 29.97: after 17 s the two would be half a frame apart."""
-    clip, mask = (
-        measure([i * step for i in range(2000)], Fraction(1, 90_000), [rate], Fraction(0))
-        for step, rate in ((3003, NTSC), (3000, Fraction(30)))
-    )
-    times = [clip.start_of(i) for i in range(2000)]
-    assert frames_beside(mask, clip, times) == list(range(2000))
-    one_less = Timeline(mask.ticks[:-1], mask.time_base, mask.rate, False, mask.last_duration)
-    assert frames_beside(one_less, clip, times)[1500] == 1501
+def of_rate(rate: Fraction, count: int) -> Timeline:
+    step = 90_000 / rate
+    return measure([int(i * step) for i in range(count)], Fraction(1, 90_000), [rate], Fraction(0))
+
+
+@pytest.mark.parametrize("clip_rate", [NTSC, Fraction(30)], ids=str)
+@pytest.mark.parametrize("mask_rate", [NTSC, Fraction(30)], ids=str)
+@pytest.mark.parametrize(
+    ("clip_count", "mask_count", "first", "middle", "last"),
+    [
+        # 1001 s at 30 are 1000 s at 29.97: after 17 s the two would be half a frame apart.
+        pytest.param(2000, 2000, 0, 1500, 1999, id="as many"),
+        pytest.param(2000, 1999, 0, 1500, 1998, id="one less: its last is held"),
+        pytest.param(2000, 2001, 0, 1500, 1999, id="one more: cut"),
+        pytest.param(2000, 500, 0, 499, 499, id="a quarter"),
+        pytest.param(2000, 1, 0, 0, 0, id="a single frame"),
+    ],
+)
+def test_at_nearly_the_same_rate_it_goes_frame_by_frame(
+    clip_rate: Fraction,
+    mask_rate: Fraction,
+    clip_count: int,
+    mask_count: int,
+    first: int,
+    middle: int,
+    last: int,
+) -> None:
+    clip, mask = of_rate(clip_rate, clip_count), of_rate(mask_rate, mask_count)
+    chosen = frames_beside(mask, clip, [clip.start_of(i) for i in (0, 1500, 1999)])
+    assert chosen == [first, middle, last]
+
+
+def test_one_frame_less_at_29_97_beside_30(tmp_path: Path) -> None:
+    """Mask frame 20 flashes: it is clip frame 20, in the latent frame of frames 17 to 24."""
+    clip = numbered_clip(tmp_path / "clip.mp4", 25, rate=30)
+    mask = write_mask_video(tmp_path / "mask.mp4", flashes(24, 20), rate=NTSC)
+    kept, made, *_ = fit(clip, mask, rule(num_frames=25), tmp_path)
+    assert edited_latents(kept) == [3]
+    assert "24 frames at 30000/1001, last frame held from 0.80 s: " in made.description
+    edge = write_mask_video(tmp_path / "edge.mp4", flashes(24, 17), rate=NTSC)
+    assert edited_latents(fit(clip, edge, rule(num_frames=25), tmp_path)[0]) == [3]
+    edge = write_mask_video(tmp_path / "edge.mp4", flashes(24, 16), rate=NTSC)
+    assert edited_latents(fit(clip, edge, rule(num_frames=25), tmp_path)[0]) == [2]
 
 
 def test_a_mask_follows_a_clip_that_is_slowed_down(tmp_path: Path) -> None:
@@ -109,17 +142,17 @@ def test_every_time_has_the_frame_on_screen(
     chosen = frames_beside(mask, clip, times)
     assert chosen == sorted(chosen)
     for time, frame in zip(times, chosen, strict=True):
-        if (clip_rate, clip_count) == (mask_rate, mask_count):
-            assert frame == time * clip_rate
+        if clip_rate == mask_rate or {clip_rate, mask_rate} == {30, NTSC}:
+            assert frame == min(time * clip_rate, mask_count - 1)
         elif time >= mask.duration:
             assert frame == mask_count - 1
-        elif {clip_rate, mask_rate} != {30, NTSC} or clip_count != mask_count:
+        else:
             assert frame / Fraction(mask_rate) <= time < (frame + 1) / Fraction(mask_rate)
 
 
 DESCRIPTIONS = {
     "parallel": (25, 25, "video of 160x96, 25 frames at 25: "),
-    "held": (10, 25, "10 frames at 25, matched by time, last frame held from 0.40 s: "),
+    "held": (10, 25, "10 frames at 25, last frame held from 0.40 s: "),
     "other rate": (40, 30, "40 frames at 30, matched by time: "),
 }
 

@@ -12,7 +12,14 @@ from PIL import Image
 
 from preprocessing.manifest import Manifest, Sample
 from preprocessing.rules import DatasetRule
-from preprocessing.show import NUM_PICTURES, Keep, Rectangle, Window, write_strip
+from preprocessing.show import (
+    NUM_PICTURES,
+    Keep,
+    Rectangle,
+    UnusableKeep,
+    Window,
+    write_strip,
+)
 from tests.preprocessing.masks import box, write_mask_image
 from tests.preprocessing.media.made import make_clip, patch
 from tests.preprocessing.zips import zip_of
@@ -103,6 +110,8 @@ WRONG: dict[str, tuple[Keep, str | None, str]] = {
     "no such sample": (None, "0007", "no sample 0007; they are 0001 to 0002"),
     "outside": (Rectangle(0, 0, 161, 96), None, "160x96"),
     "inside out": (Rectangle(50, 0, 40, 96), None, "160x96"),
+    "snaps to nothing": (Rectangle(33, 0, 63, 96), None, "gives nothing"),
+    "all of the picture": (Rectangle(0, 0, 160, 96), None, "gives all"),
     "suffix of 9": (Window(9, at_end=True), None, "a multiple of 8"),
     "prefix of 8": (Window(8, at_end=False), None, "8k \\+ 1"),
     "all of it": (Window(25, at_end=False), None, "less than 25"),
@@ -113,7 +122,7 @@ WRONG: dict[str, tuple[Keep, str | None, str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_wishes(case: str, prepared: Path) -> None:
     keep, sample, words = WRONG[case]
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UnusableKeep if keep else ValueError, match=words):
         write_strip(prepared, prepared / "strip.png", keep, sample)
     assert not (prepared / "strip.png").exists()
 

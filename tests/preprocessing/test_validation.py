@@ -78,6 +78,51 @@ def test_frames(case: str, tmp_path: Path) -> None:
     assert fitted.end_s - fitted.start_s == pytest.approx(fitted.num_frames / 24)
 
 
+TO_24_START: dict[Fraction, list[int]] = {
+    Fraction(24000, 1001): [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16],
+    NTSC: [0, 1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15, 16, 17, 19, 20],
+    Fraction(60): [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27, 30, 32, 35, 37, 40],
+    Fraction(25): [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 16, 17],
+}
+TO_24_END: dict[Fraction, list[int]] = {
+    Fraction(24000, 1001): list(range(183, 200)),
+    NTSC: [179, 180, 182, 183, 184, 185, 187, 188, 189, 190, 192, 193, 194, 195, 197, 198, 199],
+    Fraction(60): [
+        *(159, 162, 164, 167, 169, 172, 174, 177, 179),
+        *(182, 184, 187, 189, 192, 194, 197, 199),
+    ],
+    Fraction(25): [182, 183, 184, 185, 187, 188, 189, 190, *range(191, 200)],
+}
+
+
+@pytest.mark.parametrize("rate", TO_24_START, ids=str)
+def test_200_frames_to_24(rate: Fraction) -> None:
+    """At the end, the same distances counted back from the last frame."""
+    timeline = steady(200, rate)
+    assert list(plan_excerpt(timeline, rule()).indices) == TO_24_START[rate]
+    assert list(plan_excerpt(timeline, rule(anchor="end")).indices) == TO_24_END[rate]
+
+
+def test_200_frames_of_29_97_to_30() -> None:
+    timeline = steady(200, NTSC)
+    start = plan_excerpt(timeline, rule(frame_rate=30))
+    assert list(start.indices) == list(range(17))
+    assert (start.window.start, start.window.end) == (0, Fraction(17, 30))
+    end = plan_excerpt(timeline, rule(frame_rate=30, anchor="end"))
+    assert list(end.indices) == list(range(183, 200))
+    assert end.window.end - end.window.start == Fraction(17, 30)
+    assert end.window.end == Fraction(200 * 1001, 30000)
+
+
+def test_a_thousand_frames_of_23_976_to_24() -> None:
+    """41.7 s: the clip lasts one frame longer at 24, so its first or its last is shown twice."""
+    timeline = steady(1000, Fraction(24000, 1001))
+    start = plan_excerpt(timeline, rule(num_frames=1001))
+    assert list(start.indices) == [*range(1000), 999]
+    end = plan_excerpt(timeline, rule(num_frames=1001, anchor="end"))
+    assert list(end.indices) == [0, *range(1000)]
+
+
 def test_the_end_of_a_jerky_clip(tmp_path: Path) -> None:
     ticks = [0, 1, 2, 5, 6, 9, 10, 11, 15, 16, 17, 21, 22, 25]
     clip = make_clip(

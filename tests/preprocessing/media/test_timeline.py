@@ -3,6 +3,8 @@
 from fractions import Fraction
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from preprocessing.media.timeline import Span, Timeline, measure, plan
 from tests.preprocessing.media.made import rule
@@ -83,9 +85,75 @@ def test_thirty_to_twenty_four() -> None:
     asked = rule(num_frames=89, auto_scale=True)
     chosen = plan(timeline, Span(Fraction(0), timeline.duration), asked)
     assert chosen is not None
-    assert chosen.indices[:6] == (0, 1, 2, 3, 5, 6)
+    assert chosen.indices[:6] == (0, 1, 2, 4, 5, 6)
     assert chosen.indices[-1] == 110
     assert chosen.num_source_frames == 112
+
+
+SAME = tuple(range(89))
+
+
+@pytest.mark.parametrize(
+    ("rate", "wanted_rate", "first", "last"),
+    [
+        (Fraction(24000, 1001), 24, (0, 1, 2, 3, 4, 5, 6, 7, 8), (86, 87, 88)),
+        (NTSC, 30, (0, 1, 2, 3, 4, 5, 6, 7, 8), (86, 87, 88)),
+        (Fraction(24024, 1000), 24, (0, 1, 2, 3, 4, 5, 6, 7, 8), (86, 87, 88)),
+        (Fraction(239, 10), 24, (0, 1, 2, 3, 4, 5, 6, 7, 8), (86, 87, 88)),
+        (60, 24, (0, 2, 5, 7, 10, 12, 15, 17, 20), (215, 217, 220)),
+        (25, 24, (0, 1, 2, 3, 4, 5, 6, 7, 8), (90, 91, 92)),
+        (Fraction(60000, 1001), 30, (0, 2, 4, 6, 8, 10, 12, 14, 16), (172, 174, 176)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("skipped", [0, 50])
+def test_frames_at_another_rate(
+    rate: Fraction,
+    wanted_rate: int,
+    first: tuple[int, ...],
+    last: tuple[int, ...],
+    skipped: int,
+) -> None:
+    """From the start of the clip, and of a scene that begins with frame 50."""
+    timeline = steady(rate, 300)
+    asked = rule(num_frames=89, frame_rate=wanted_rate, auto_scale=True)
+    chosen = plan(timeline, Span(timeline.start_of(skipped), timeline.duration), asked)
+    assert chosen is not None
+    assert chosen.indices[:9] == tuple(skipped + index for index in first)
+    assert chosen.indices[-3:] == tuple(skipped + index for index in last)
+    # The sound is cut by the window and plays as it is.
+    assert (chosen.time_scale, chosen.frame_rate) == (1, wanted_rate)
+    assert chosen.window.start == timeline.start_of(skipped)
+    assert chosen.window.duration == Fraction(89, wanted_rate)
+
+
+@pytest.mark.parametrize(
+    ("rate", "wanted_rate"), [(Fraction(24000, 1001), 24), (NTSC, 30), (Fraction(24024, 1000), 24)]
+)
+def test_rates_that_count_as_one_need_as_many_frames(rate: Fraction, wanted_rate: int) -> None:
+    timeline = steady(rate, 89)
+    asked = rule(num_frames=89, frame_rate=wanted_rate, auto_scale=True)
+    chosen = plan(timeline, Span(Fraction(0), timeline.duration), asked)
+    assert chosen is not None
+    assert chosen.indices == SAME
+    assert chosen.time_scale == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.fractions(10, 120, max_denominator=1001), st.integers(8, 60))
+def test_no_frame_is_far_from_its_time(rate: Fraction, wanted_rate: int) -> None:
+    """At true speed: half a frame of the clip, or of the sample where that is longer, and up to
+    0.2 % of the time where the two rates count as one."""
+    timeline = steady(rate, 600)
+    asked = rule(num_frames=17, frame_rate=wanted_rate, auto_scale=True)
+    chosen = plan(timeline, Span(Fraction(0), timeline.duration), asked)
+    assert chosen is not None
+    assert chosen.time_scale == 1
+    for place, index in enumerate(chosen.indices):
+        off = timeline.start_of(index) - Fraction(place, wanted_rate)
+        longest = 1 / min(rate, Fraction(wanted_rate))
+        assert off <= longest / 2
+        assert off >= (-longest / 2 if rate >= wanted_rate else -longest)
 
 
 @pytest.mark.parametrize("count", [2, 40, 88, 89])
