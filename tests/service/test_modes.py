@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,39 @@ def mask(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def film(path: Path, codec: str, pictures: list[Image.Image]) -> Path:
+    """A clip of 25 pictures a second."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.width, stream.height = pictures[0].size
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            out.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        out.mux(stream.encode(None))
+    return path
+
+
+def webm_and_mask(folder: Path) -> tuple[Path, Path]:
+    """The rabbit as VP8, and a mask that moves and is shorter than the clip."""
+    with av.open(str(BUNNY)) as container:
+        frames = [frame.to_image() for frame in islice(container.decode(video=0), 20)]
+    masks = []
+    for number in range(12):
+        masks.append(Image.new("L", (320, 180)))
+        box = (40 + 8 * number, 40, 140 + 8 * number, 120)
+        ImageDraw.Draw(masks[-1]).rectangle(box, fill=255)
+    return (
+        film(folder / "a.webm", "libvpx", [frame.resize((640, 360)) for frame in frames]),
+        film(folder / "mask.mp4", "libx264", [mask.convert("RGB") for mask in masks]),
+    )
+
+
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory, mask: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("archives")
+    clip, moving = webm_and_mask(folder)
     return {
+        "webm": zip_of(folder / "webm.zip", ("a.webm", clip), ("a_mask.mp4", moving)),
         "plain": zip_of(folder / "plain.zip", ("a.mp4", BUNNY), ("a.txt", "a rabbit")),
         "masked": zip_of(
             folder / "masked.zip", ("a.mp4", BUNNY), ("a_mask.png", mask), ("a.txt", "a rabbit")
@@ -47,8 +77,15 @@ def archives(tmp_path_factory: pytest.TempPathFactory, mask: Path) -> dict[str, 
     }
 
 
+LONGER = {"validation_number_of_frames": 17}
+"""Nine kept frames leave nothing of nine."""
+
 CASES: list[Any] = [
     pytest.param("inpaint", "masked", {}, False, id="inpaint"),
+    pytest.param("inpaint", "webm", {}, False, id="inpaint, webm with a moving mask"),
+    pytest.param(
+        "extend-prefix", "plain", {"conditioning_frames": 9, **LONGER}, False, id="prefix, silent"
+    ),
     pytest.param(
         "outpaint",
         "plain",
@@ -61,7 +98,7 @@ CASES: list[Any] = [
     pytest.param(
         "extend-prefix",
         "plain",
-        {"with_audio": True, "validation_number_of_frames": 17},
+        {"with_audio": True, **LONGER},
         True,
         id="prefix with sound",
     ),
