@@ -22,6 +22,8 @@ POOL_SIZE = 5
 """Connections a process keeps; up to 10 more come and go (SQLAlchemy's own overflow)."""
 _OPTIONS: dict[str, Any] = {
     "pool_size": POOL_SIZE,
+    # A database that was restarted costs nobody an error.
+    "pool_pre_ping": True,
     # Errors are logged, and users' URLs hold secrets.
     "hide_parameters": True,
 }
