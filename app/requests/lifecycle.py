@@ -201,9 +201,10 @@ def prepare_again(session: Session, claim: Claim) -> State:
         row.id,
         Log("The prepared dataset is gone from the store; preparing it again.", "WARN"),
     )
-    row.stage = Stage.PREPARE
-    row.prepared = None
-    row.attempts_used = 0
+    if row.cancel_requested_at is None:
+        row.stage = Stage.PREPARE
+        row.prepared = None
+        row.attempts_used = 0
     return requeue(row)
 
 

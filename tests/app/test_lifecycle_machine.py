@@ -103,6 +103,10 @@ class Requests(RuleBasedStateMachine):
             if not model.cancelled:
                 model.stage, model.used = Stage.TRAIN, 0
             self.back(model)
+        elif write == "prepare again":
+            if not model.cancelled:
+                model.stage, model.used = Stage.PREPARE, 0
+            self.back(model)
         elif write == "fail for now" and model.used < LIMIT:
             self.back(model)
         elif write not in ("renew", "progress"):
