@@ -23,7 +23,7 @@ from workers.runtime import Runtime
 
 log = structlog.get_logger()
 
-PREPARED_FORMAT: Final = 2
+PREPARED_FORMAT: Final = 3
 """Part of the cache key: raised when the same archive and rule prepare to something else."""
 
 

@@ -1,12 +1,13 @@
 """Frames of one sample: chosen by time, fitted one by one, written as they come."""
 
 import bisect
+import os
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import av
 import numpy as np
@@ -20,7 +21,7 @@ from preprocessing.media.containers import MAX_IMAGE_PIXELS, open_image, open_vi
 from preprocessing.media.decode import decoded, video_stream
 from preprocessing.media.errors import MissingFrames, TooShort
 from preprocessing.media.geometry import Cover, Orientation
-from preprocessing.media.graph import FrameFitter
+from preprocessing.media.graph import FrameFitter, Pixels
 from preprocessing.media.probe import recount
 from preprocessing.media.timeline import FramePlan, Span, plan
 from preprocessing.media.walk import nothing_decodes
@@ -39,7 +40,7 @@ def fit_video(clip: Clip, span: Span, rule: DatasetRule, out: Path) -> FittedVid
     """Write one sample from ``span`` to ``out``: uint8 [num_frames, height, width, 3], RGB.
 
     Frames are chosen by `timeline.plan`, decoded, resized to cover, cut and converted one at a
-    time; nothing but a few source frames is held beside the memory-mapped output.
+    time; nothing but a few source frames is held.
 
     Raises `TooShort`, or `MediaError` where frames do not decode.
     """
@@ -65,8 +66,8 @@ def probe_and_fit_image(path: Path, name: str, rule: DatasetRule, out: Path) -> 
         if frame is None:
             raise nothing_decodes(name)
         fitter = FrameFitter(rule.width, rule.height, lambda: None, name, _photo_orientation(path))
-        pixels = _create(out, 1, rule)
-        pixels[0] = fitter.fit(frame)
+        with _FrameFile(out, 1, rule) as frames:
+            frames.write(0, fitter.fit(frame))
     assert fitter.cover is not None
     return FittedVideo(
         start_s=0.0,
@@ -125,15 +126,17 @@ def write_frames(clip: Clip, chosen: FramePlan, rule: DatasetRule, out: Path) ->
     for place, index in enumerate(chosen.indices):
         places[index].append(place)
     first, last = min(places), max(places)
-    with open_video(clip.path, clip.name) as (container, _):
+    with (
+        open_video(clip.path, clip.name) as (container, _),
+        _FrameFile(out, len(chosen.indices), rule) as frames,
+    ):
         stream = video_stream(container, clip.name)
         fitter = FrameFitter(rule.width, rule.height, lambda: stream.sample_aspect_ratio, clip.name)
-        pixels = _create(out, len(chosen.indices), rule)
         for index, frame in numbered(container, stream, clip, first):
             if index in places:
                 fitted = fitter.fit(frame)
                 for place in places.pop(index):
-                    pixels[place] = fitted
+                    frames.write(place, fitted)
             if index >= last:
                 break
     if places:
@@ -159,11 +162,34 @@ def numbered(
             yield index, frame
 
 
-def _create(
-    out: Path, num_frames: int, rule: DatasetRule
-) -> "np.memmap[tuple[int, ...], np.dtype[np.uint8]]":
-    shape = (num_frames, rule.height, rule.width, 3)
-    return np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=shape)
+class _FrameFile:
+    """A ``.npy`` of uint8 [num_frames, height, width, 3], written frame by frame.
+
+    Not a memory map: faulting its pages in costs more than writing, and a full disk ends the
+    process where writing raises `OSError`.
+    """
+
+    def __init__(self, out: Path, num_frames: int, rule: DatasetRule) -> None:
+        self._file = out.open("wb")
+        shape = (num_frames, rule.height, rule.width, 3)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        self._begin = self._file.tell()
+        self._frame_size = rule.height * rule.width * 3
+        if hasattr(os, "posix_fallocate"):
+            # A disk without room for the sample says so before anything is decoded.
+            size = self._begin + num_frames * self._frame_size
+            os.posix_fallocate(self._file.fileno(), 0, size)
+
+    def write(self, place: int, frame: Pixels) -> None:
+        self._file.seek(self._begin + place * self._frame_size)
+        self._file.write(np.ascontiguousarray(frame).data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def _too_short(clip: Clip, span: Span, rule: DatasetRule) -> TooShort:

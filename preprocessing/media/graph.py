@@ -1,13 +1,13 @@
 """From a decoded frame to training pixels: crop, scale, convert, in FFmpeg's filter graph.
 
 The order is what was measured fastest at the wanted quality (`reliability.md` 5.2): crop first,
-then bicubic to full chroma, then to RGB with exact rounding. One-step conversion is dark by 1.4
-levels and 12 dB worse.
+then bicubic to full chroma, then to RGB with exact rounding (`yuv`). One-step conversion is dark by
+1.4 levels and 12 dB worse.
 """
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, Final
+from typing import Final
 
 import av
 import numpy as np
@@ -17,7 +17,8 @@ from av.filter import Graph
 from preprocessing.media.containers import MIN_SIDE, too_small
 from preprocessing.media.geometry import AxisCrop, Cover, Orientation, cover, crop_axis
 from preprocessing.media.hdr import to_sdr
-from preprocessing.media.look import Color, Look, look_at
+from preprocessing.media.look import RANGE_FULL, Color, Look, look_at
+from preprocessing.media.yuv import YuvToRgb, plane_of, rgb_matrix
 
 _BICUBIC: Final = "flags=bicubic+accurate_rnd:param0=0:param1=0.5"
 """Keys' cubic with a = -0.5, the one of the reference; swscale's own default is -0.6."""
@@ -78,6 +79,7 @@ class _FitGraph:
         self._graph = Graph()
         self._graph.threads = 1
         across, down = _stored_axes(look, self.cover, width, height)
+        self._to_rgb = YuvToRgb(across.size, down.size)
         filters = [("buffer", _buffer(look)), *_filters(look, across, down)]
         nodes = [self._graph.add(name, args) for name, args in (*filters, ("buffersink", None))]
         self._graph.link_nodes(*nodes).configure()
@@ -92,10 +94,15 @@ class _FitGraph:
     def _rgb(self, fitted: av.VideoFrame) -> Pixels:
         if self._look.has_alpha:
             # Premultiplied, so leaving the alpha plane out is compositing on black.
-            return np.stack([_plane(fitted, plane, 1) for plane in (2, 0, 1)], axis=-1)
+            return np.stack([plane_of(fitted, plane) for plane in (2, 0, 1)], axis=-1)
         if self._look.color.hdr:
             return to_sdr(np.asarray(fitted.to_ndarray(), np.uint16), self._look.color)
-        return _plane(fitted, 0, 3).reshape(fitted.height, fitted.width, 3)
+        if self._look.is_rgb:
+            return plane_of(fitted, 0, 3).reshape(fitted.height, fitted.width, 3)
+        # The filters' own word for the range: for gray they go from full to limited.
+        full_range = fitted.color_range == RANGE_FULL
+        matrix = rgb_matrix(self._look.color.matrix, full_range=full_range)
+        return self._to_rgb.convert([plane_of(fitted, plane) for plane in range(3)], matrix)
 
 
 def _filters(look: Look, across: AxisCrop, down: AxisCrop) -> list[tuple[str, str]]:
@@ -112,9 +119,8 @@ def _filters(look: Look, across: AxisCrop, down: AxisCrop) -> list[tuple[str, st
     packed = "rgb48le" if look.color.hdr else "rgb24"
     if look.is_rgb:
         return [crop, convert, ("format", f"gbrp{depth}"), scale, trim, ("format", packed)]
-    # To planar RGB first, for which swscale has vector code, and only then packed.
-    rgb = [convert, ("format", f"gbrp{depth}"), ("scale", _EXACT), ("format", packed)]
-    return [crop, scale, ("format", f"yuv444p{depth}"), trim, *rgb]
+    full_chroma = [crop, scale, ("format", f"yuv444p{depth}"), trim]
+    return [*full_chroma, convert, ("format", packed)] if look.color.hdr else full_chroma
 
 
 def _stored_axes(look: Look, fit: Cover, width: int, height: int) -> tuple[AxisCrop, AxisCrop]:
@@ -130,21 +136,13 @@ def _stored_axes(look: Look, fit: Cover, width: int, height: int) -> tuple[AxisC
 
 
 def _buffer(look: Look) -> str:
-    color = look.color
     return (
         f"video_size={look.width}x{look.height}:pix_fmt={look.pixel_format}:time_base=1/1"
-        f":pixel_aspect=1/1:colorspace={color.matrix}:range={2 if color.full_range else 1}"
+        f":pixel_aspect=1/1:colorspace={look.color.matrix}:range={look.color.range_code}"
     )
 
 
 def _tag(frame: av.VideoFrame, color: Color) -> None:
     """Write what was decided into the frame: filters read it there."""
     frame.colorspace = color.matrix
-    frame.color_range = 2 if color.full_range else 1
-
-
-def _plane(frame: av.VideoFrame, plane: int, channels: int) -> Pixels:
-    """One plane [H, W * channels] without its padding, as a view."""
-    part: Any = frame.planes[plane]
-    rows: Pixels = np.frombuffer(part, np.uint8).reshape(-1, part.line_size)
-    return rows[: frame.height, : frame.width * channels]
+    frame.color_range = color.range_code

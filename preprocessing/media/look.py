@@ -64,6 +64,10 @@ class Color:
     def hdr(self) -> bool:
         return self.transfer in (TRANSFER_PQ, TRANSFER_HLG)
 
+    @property
+    def range_code(self) -> int:
+        return RANGE_FULL if self.full_range else RANGE_LIMITED
+
     def __str__(self) -> str:
         range_ = "full range" if self.full_range else "limited range"
         curve = {TRANSFER_PQ: ", PQ", TRANSFER_HLG: ", HLG"}.get(self.transfer, "")
@@ -122,7 +126,7 @@ def look_at(
         frame.width,
         frame.height,
         frame.format.name,
-        _color(frame),
+        color_of(frame),
         orientation or _orientation(frame, name),
         _sane_aspect(pixel_aspect),
     )
@@ -154,7 +158,8 @@ def _orientation(frame: av.VideoFrame, name: str) -> Orientation:
     return orientation
 
 
-def _color(frame: av.VideoFrame) -> Color:
+def color_of(frame: av.VideoFrame) -> Color:
+    """A frame's tags, with what is assumed for the missing ones."""
     format_ = frame.format
     if format_.is_rgb or format_.has_palette:
         return Color(MATRIX_RGB, True, frame.color_trc, "")

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from preprocessing.rules import DatasetRule
@@ -101,6 +102,7 @@ def make_clip(out: Path, frames: Iterable[Picture | av.VideoFrame], **how: Any) 
                 making.setup(video)
             frame.pts = index if making.ticks is None else making.ticks[index]
             frame.time_base = time_base
+            frame.pict_type = PictureType.NONE  # A filter's frames say I, and the encoder obeys.
             container.mux(video.encode(frame))
         container.mux(video.encode())
         if sound is not None:

@@ -10,6 +10,7 @@ import scenedetect
 from scenedetect.detectors import AdaptiveDetector
 
 from preprocessing.media import detect_scenes, probe_video
+from preprocessing.media.scenes import FastAdaptiveDetector
 from tests.preprocessing.media.made import Picture, make_clip
 
 BUNNY_30_S = Path(__file__).parents[4] / "shared" / "data" / "big_buck_bunny_0_30.webm"
@@ -49,6 +50,18 @@ def test_hard_cuts_are_found_where_they_are(tmp_path: Path) -> None:
     wanted = [40, 65, 125]
     assert cuts(path) == wanted
     assert their_cuts(path) == wanted
+
+
+def test_scores_are_pyscenedetects_own() -> None:
+    ours, theirs = FastAdaptiveDetector(), AdaptiveDetector()
+    scores = []
+    for number, picture in enumerate(shots([8, 8], 64, 64)):
+        time = scenedetect.FrameTimecode(number, 24.0)
+        for detector in (ours, theirs):
+            detector.process_frame(time, picture)
+        scores.append((ours._frame_score, theirs._frame_score))
+    assert max(score for score, _ in scores) > 20
+    np.testing.assert_allclose(*zip(*scores, strict=True), rtol=1e-12)
 
 
 def test_one_shot_is_one_span(tmp_path: Path) -> None:
