@@ -36,6 +36,8 @@ MODE: dict[str, Any] = {
 def postgres_url() -> str:
     url = os.environ.get(POSTGRES)
     if not url:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must set {POSTGRES} (see .ci/run)")
         pytest.skip(f"{POSTGRES} is not set")
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     return database_of(url, worker) if worker else url
