@@ -201,7 +201,7 @@ def _vae() -> AutoencoderKLLTX2Video:
     vae = AutoencoderKLLTX2Video(
         block_out_channels=(16, 16, 16, 16),
         decoder_block_out_channels=(8, 16, 16, 32),
-        layers_per_block=(1, 1, 1, 1, 1),
+        layers_per_block=(0, 1, 1, 1, 1),  # The first works at the latents' width: a second each.
         decoder_layers_per_block=(1, 1, 1, 1, 1),
         spatio_temporal_scaling=(True,) * 4,
         decoder_spatio_temporal_scaling=(True,) * 4,
