@@ -37,6 +37,14 @@ class Priority(StrEnum):
     LOW = "low"
 
 
+class Purpose(StrEnum):
+    """What a request is for."""
+
+    TRAIN = "train"
+    CHECK = "check"
+    """Its dataset's report, and nothing else: ends after the prepare stage."""
+
+
 RANK = {Priority.NORMAL: 0, Priority.LOW: 1}
 
 
@@ -63,6 +71,17 @@ class Base(DeclarativeBase):
     )
 
 
+_IDEMPOTENT = "idempotency_key IS NOT NULL"
+_HASHED = "body_sha256 IS NOT NULL"
+_WEBHOOK_DUE = "webhook_next_at IS NOT NULL"
+_KEPT = "expired_at IS NULL AND finished_at IS NOT NULL"
+
+
+def _partial(name: str, *columns: str, where: str) -> Index:
+    """An index of the rows that matter: it stays small however many have ended."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
 class Request(Base):
     """One submitted request: the truth about it, whatever the broker believes."""
 
@@ -81,10 +100,20 @@ class Request(Base):
     input: Mapped[dict[str, Any]] = mapped_column(CleanJSON)
     """As validated, every default filled in: a later change of a default changes no old request."""
 
+    purpose: Mapped[str] = mapped_column(
+        String(16), default=Purpose.TRAIN, server_default=Purpose.TRAIN
+    )
+
     priority: Mapped[int] = mapped_column(Integer, default=0)
     start_deadline: Mapped[float | None] = mapped_column(Float)
     no_retry: Mapped[bool] = mapped_column(default=False)
+    idempotency_key: Mapped[str | None] = mapped_column(String(SHORT))
+    body_sha256: Mapped[str | None] = mapped_column(String(64))
+    """Of endpoint and input, hexadecimal: tells a repeated submit from another one."""
     webhook_url: Mapped[str | None] = mapped_column(CleanText)
+    webhook_next_at: Mapped[float | None] = mapped_column(Float)
+    """When its next delivery is due; NULL: none is (not ended, delivered, or given up)."""
+    webhook_tries: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     tags: Mapped[dict[str, Any]] = mapped_column(CleanJSON, default=dict)
 
     state: Mapped[str] = mapped_column(String(16), default=State.QUEUED)
@@ -105,6 +134,8 @@ class Request(Base):
     created_at: Mapped[float] = mapped_column(Float, default=db_now())
     started_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
+    expired_at: Mapped[float | None] = mapped_column(Float)
+    """When retention removed its input, result, log and files; the row stays to say so."""
 
     storage_prefix: Mapped[str] = mapped_column(String(SHORT))
     """``requests/{id}-{128 random bits}``: everything this request stores lies below it."""
@@ -129,6 +160,10 @@ class Request(Base):
             postgresql_where=text("state = 'running'"),
         ),
         Index("ix_requests_owner", "owner", "number"),
+        _partial("ix_requests_idempotency", "owner", "idempotency_key", where=_IDEMPOTENT),
+        _partial("ix_requests_body", "owner", "body_sha256", "created_at", where=_HASHED),
+        _partial("ix_requests_webhooks", "webhook_next_at", where=_WEBHOOK_DUE),
+        _partial("ix_requests_retention", "finished_at", where=_KEPT),
     )
 
 
@@ -176,3 +211,67 @@ class Event(Base):
     data: Mapped[dict[str, Any]] = mapped_column(CleanJSON)
 
     __table_args__ = (Index("ix_events_request", "request_id", "id"),)
+
+
+class ApiKey(Base):
+    """A key that may use the service. The key itself is stored nowhere."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Also the owner's name in other tables."""
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    """SHA-256 of the key, hexadecimal."""
+    name: Mapped[str] = mapped_column(CleanText)
+    created_at: Mapped[float] = mapped_column(Float, default=db_now())
+    revoked_at: Mapped[float | None] = mapped_column(Float)
+    max_queued: Mapped[int | None] = mapped_column(Integer)
+    """Limits; NULL: none."""
+    max_running: Mapped[int | None] = mapped_column(Integer)
+    max_storage_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Upload(Base):
+    """A file that a user stored, and whose it is."""
+
+    __tablename__ = "uploads"
+
+    key: Mapped[str] = mapped_column(String(512), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(SHORT), index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Counted against the owner's limit from before the first byte is written."""
+    created_at: Mapped[float] = mapped_column(Float, default=db_now(), index=True)
+    stored_at: Mapped[float | None] = mapped_column(Float)
+    """NULL: not whole yet."""
+
+
+class SigningKey(Base):
+    """An Ed25519 key that signs webhooks."""
+
+    __tablename__ = "signing_keys"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    private: Mapped[str] = mapped_column(CleanText)
+    """The 32 bytes in base64."""
+    created_at: Mapped[float] = mapped_column(Float, default=db_now())
+    signs_from: Mapped[float] = mapped_column(Float)
+    """Published before that, so that receivers know it when it is first used."""
+    retired_at: Mapped[float | None] = mapped_column(Float)
+    """It signs no more; published for a while longer."""
+
+
+class WebhookAttempt(Base):
+    """One delivery of one request's webhook, whatever came of it."""
+
+    __tablename__ = "webhook_attempts"
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    request_id: Mapped[str] = mapped_column(ForeignKey("requests.id", ondelete="CASCADE"))
+    number: Mapped[int] = mapped_column(Integer)
+    started_at: Mapped[float] = mapped_column(Float, default=db_now())
+    seconds: Mapped[float | None] = mapped_column(Float)
+    status: Mapped[int | None] = mapped_column(Integer)
+    """The receiver's; NULL: no answer."""
+    error: Mapped[str | None] = mapped_column(CleanText)
+
+    __table_args__ = (Index("ix_webhook_attempts_request", "request_id", "id"),)
