@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.db.engine import ASYNC_DRIVERS, driver_url
+from app.db.engine import driver_url
 
 WEEK_S: Final = 7 * 24 * 3600
 """S3 presigns no longer than this."""
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, url: str) -> str:
-        driver_url(url, ASYNC_DRIVERS)
+        driver_url(url)
         return url
 
     @field_validator("public_url")

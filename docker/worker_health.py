@@ -10,7 +10,7 @@ from pathlib import Path
 from kombu import Connection
 from sqlalchemy import create_engine, text
 
-from app.db.engine import SYNC_DRIVERS, driver_url
+from app.db.engine import driver_url
 from app.settings import Settings
 
 BROKER_TIMEOUT_S = 5
@@ -22,7 +22,7 @@ def main() -> None:
     if not any(WORKER in _command_line(path) for path in Path("/proc").glob("[0-9]*")):
         sys.exit("no worker process")
     settings = Settings()
-    engine = create_engine(driver_url(settings.database_url, SYNC_DRIVERS))
+    engine = create_engine(driver_url(settings.database_url))
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
     engine.dispose()

@@ -4,13 +4,17 @@ The functions that do the work take a sync `Session` and never commit. The gatew
 `AsyncDatabase`, the workers through `Database`; so each is written once.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 P = ParamSpec("P")
@@ -30,41 +34,38 @@ _OPTIONS: dict[str, Any] = {
 WRITE = "reelsmith_write"
 """Execution option of a connection whose transaction will write."""
 
-SYNC_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
-ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+READERS = 4
+"""Threads that read for the gateway: a slow page of events holds up no status."""
+WRITES_PER_COMMIT = 64
+"""Enough to make the commit's cost small; the first of them waits for the last."""
+
+DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
 
 class UnsupportedDatabase(ValueError):
     """The URL names a database other than SQLite and PostgreSQL."""
 
 
-def driver_url(url: str, drivers: dict[str, str]) -> URL:
-    """``url`` with the driver this process needs, whichever driver it named.
+def driver_url(url: str) -> URL:
+    """``url`` with the driver that is used here, whichever driver it named.
 
     Raises:
         UnsupportedDatabase: neither SQLite nor PostgreSQL.
     """
     parsed = make_url(url)
     backend = {"postgres": "postgresql"}.get(parsed.get_backend_name(), parsed.get_backend_name())
-    if backend not in drivers:
+    if backend not in DRIVERS:
         raise UnsupportedDatabase(
             f"{backend!r} is not supported; give a sqlite:/// or postgresql:// URL"
         )
-    url_for_driver = parsed.set(drivername=drivers[backend])
-    if drivers[backend] == "postgresql+asyncpg" and "sslmode" in parsed.query:
-        # asyncpg knows libpq's setting by another name.
-        sslmode = parsed.query["sslmode"]
-        return url_for_driver.difference_update_query(["sslmode"]).update_query_dict(
-            {"ssl": sslmode}
-        )
-    return url_for_driver
+    return parsed.set(drivername=DRIVERS[backend])
 
 
 class Database:
     """The database of a process without an event loop."""
 
     def __init__(self, url: str) -> None:
-        self.engine = create_engine(driver_url(url, SYNC_DRIVERS), **_OPTIONS)
+        self.engine = create_engine(driver_url(url), **_OPTIONS)
         _prepare(self.engine)
         self._writing = self.engine.execution_options(**{WRITE: True})
 
@@ -80,42 +81,128 @@ class Database:
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
+    @contextmanager
+    def connect_to_write(self) -> Iterator[Connection]:
+        """The same for several sessions that share the transaction."""
+        with self._writing.begin() as connection:
+            yield connection
+
     def close(self) -> None:
         self.engine.dispose()
 
 
 class AsyncDatabase:
-    """The gateway's database. Functions run in a transaction of their own."""
+    """The gateway's database. Functions run in threads, each in a transaction of its own.
+
+    Writes that wait for each other are committed together: each in a savepoint, all with one
+    commit. A disk that syncs two hundred times a second then takes a thousand submits.
+    """
 
     def __init__(self, url: str) -> None:
-        self.engine: AsyncEngine = create_async_engine(driver_url(url, ASYNC_DRIVERS), **_OPTIONS)
-        _prepare(self.engine.sync_engine)
-        self._writing = self.engine.execution_options(**{WRITE: True})
+        self._database = Database(url)
+        self._readers = ThreadPoolExecutor(READERS, "database-read")
+        self._writer = ThreadPoolExecutor(1, "database-write")
+        self._waiting: deque[_Write[Any]] = deque()
+        self._draining: asyncio.Task[None] | None = None
 
     async def write(
         self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """Run ``function(session, ...)`` and commit; its return value comes after the commit."""
-        return await _run(self._writing, function, *args, **kwargs)
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Write(lambda session: function(session, *args, **kwargs), future))
+        if self._draining is None or self._draining.done():
+            self._draining = asyncio.create_task(self._drain())
+        return await future
 
     async def read(
         self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        """As `write`, for a function that only reads."""
-        return await _run(self.engine, function, *args, **kwargs)
+        """As `write`, for a function that only reads; several run at once."""
+
+        def reading() -> R:
+            with self._database.read() as session:
+                return function(session, *args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._readers, reading)
 
     async def close(self) -> None:
-        await self.engine.dispose()
+        if self._draining is not None:
+            await asyncio.gather(self._draining, return_exceptions=True)
+        self._writer.shutdown()
+        self._readers.shutdown()
+        self._database.close()
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch = [
+                self._waiting.popleft() for _ in range(min(len(self._waiting), WRITES_PER_COMMIT))
+            ]
+            # Who has left does not want it any more.
+            batch = [write for write in batch if not write.future.cancelled()]
+            try:
+                await loop.run_in_executor(self._writer, self._commit, batch)
+            except BaseException as error:
+                for write in batch:
+                    write.error = error
+                raise
+            finally:
+                for write in batch:
+                    write.tell()
+
+    def _commit(self, batch: "list[_Write[Any]]") -> None:
+        if len(batch) > 1:
+            try:
+                with self._database.connect_to_write() as connection:
+                    for write in batch:
+                        write.run_in_savepoint(connection)
+                return
+            except SQLAlchemyError:
+                # The commit failed, or a deadlock took the whole transaction with it: nothing of
+                # it is there. Each by itself then, so that it gets its own answer.
+                pass
+        for write in batch:
+            write.run_alone(self._database)
 
 
-async def _run(
-    engine: AsyncEngine,
-    function: Callable[Concatenate[Session, P], R],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> R:
-    async with AsyncSession(engine, expire_on_commit=False) as session, session.begin():
-        return await session.run_sync(function, *args, **kwargs)
+@dataclass
+class _Write(Generic[R]):
+    """A function that waits for its transaction, and what came of it."""
+
+    function: Callable[[Session], R]
+    future: "asyncio.Future[R]"
+    result: R | None = None
+    error: BaseException | None = None
+
+    def run_in_savepoint(self, connection: Connection) -> None:
+        joined = Session(
+            connection, expire_on_commit=False, join_transaction_mode="create_savepoint"
+        )
+        self.error = None
+        try:
+            with joined as session, session.begin():
+                self.result = self.function(session)
+        except SQLAlchemyError:
+            raise
+        except Exception as error:  # the function's own answer, such as "the queue is full"
+            self.error = error
+
+    def run_alone(self, database: Database) -> None:
+        self.error = None
+        try:
+            with database.write() as session:
+                self.result = self.function(session)
+        except Exception as error:
+            self.error = error
+
+    def tell(self) -> None:
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)  # type: ignore[arg-type]  # R, once it has run
 
 
 def _prepare(engine: Engine) -> None:
