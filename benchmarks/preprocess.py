@@ -26,7 +26,6 @@ import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,6 +33,7 @@ import av
 import numpy as np
 from av.filter import Graph
 
+from benchmarks.rows import Row, table
 from preprocessing.events import EventLog
 from preprocessing.media import Clip, detect_scenes, probe_video
 from preprocessing.media.fit import write_frames
@@ -57,34 +57,6 @@ ROUNDS, QUICK_ROUNDS = 5, 1
 BIT_RATE = 8_200_000
 CLIPS_IN_ARCHIVE = 4
 TASKS_PER_PROCESS = 3
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the result: a number, and the bounds it must keep where there are any."""
-
-    what: str
-    value: float
-    form: str
-    """How numbers of this row are printed: a format specification."""
-    at_least: float | None = None
-    at_most: float | None = None
-
-    @property
-    def missed(self) -> bool:
-        too_low = self.at_least is not None and self.value < self.at_least
-        return too_low or (self.at_most is not None and self.value > self.at_most)
-
-    @property
-    def gate(self) -> str:
-        bounds = ((">=", self.at_least), ("<=", self.at_most))
-        return ", ".join(
-            f"{sign} {bound:{self.form}}" for sign, bound in bounds if bound is not None
-        )
-
-    def __str__(self) -> str:
-        mark = " **missed**" if self.missed else ""
-        return f"| {self.what} | {self.value:{self.form}}{mark} | {self.gate} |"
 
 
 def make_source(out: Path, seconds: int) -> Path:
@@ -290,11 +262,6 @@ def run(folder: Path, seconds: int, rounds: int) -> list[Row]:
     rows.append(Row("PSNR against the reference's resize on noise, dB", decibels, ".1f", 45))
     rows.append(Row("bias against it, levels", bias, "+.2f", at_least=-0.5, at_most=0.5))
     return rows
-
-
-def table(rows: list[Row]) -> str:
-    lines = ["| what | measured | gate |", "|---|---|---|"]
-    return "\n".join([*lines, *map(str, rows)])
 
 
 def main() -> int:
