@@ -20,8 +20,9 @@ from app.db.migrate import upgrade
 from app.errors import Unavailable
 from app.logging import configure
 from app.requests.background import Publisher, Reaper, Sweeper
-from app.requests.endpoints import make_router
+from app.requests.endpoints import make_router, prefixes_of
 from app.requests.outbox import Send
+from app.requests.polls import StatusPolls, StatusReader
 from app.requests.service import RequestService
 from app.settings import Settings
 from app.storage import Storage, make_storage
@@ -77,6 +78,13 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
     )
+    app.add_middleware(
+        StatusPolls,
+        apps=prefixes_of(modes.all()),
+        reader=StatusReader(database),
+        authenticate=authenticate,
+        public_url=settings.public_url,
+    )
     replies.install(app)
     app.include_router(_health(database))
     app.include_router(make_router(modes.all(), service, authenticate, storage))
@@ -112,7 +120,7 @@ def _health(database: AsyncDatabase) -> APIRouter:
 
 
 def _ping(session: Session) -> None:
-    session.execute(text("SELECT 1"))
+    session.execute(text("SELECT version_num FROM alembic_version"))
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

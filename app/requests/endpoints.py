@@ -49,13 +49,20 @@ def make_router(
 ) -> APIRouter:
     """Routes of all ``modes``."""
     router = APIRouter()
-    prefixes: dict[str, str] = {}
+    modes = tuple(modes)
     for mode in modes:
         _add_submit(router, mode, service, authenticate)
-        prefixes |= {mode.app: mode.app, mode.id: mode.app, mode.path: mode.app}
-    for prefix, app in prefixes.items():
+    for prefix, app in prefixes_of(modes).items():
         _add_queue(router, prefix, app, service, authenticate, storage)
     return router
+
+
+def prefixes_of(modes: Iterable[AnyMode]) -> dict[str, str]:
+    """Where requests are found -> the app whose requests those are."""
+    prefixes: dict[str, str] = {}
+    for mode in modes:
+        prefixes |= {mode.app: mode.app, mode.id: mode.app, mode.path: mode.app}
+    return prefixes
 
 
 def _add_submit(

@@ -1,10 +1,18 @@
 """What the queue's routes answer (`fal-protocol.md` 2.2, 2.3), for code and for OpenAPI."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
+from app.db.models import State
+
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
+
+WIRE_STATUS: Final[dict[str, Status]] = {
+    State.QUEUED: "IN_QUEUE",
+    State.RUNNING: "IN_PROGRESS",
+    State.COMPLETED: "COMPLETED",
+}
 
 
 class Reference(BaseModel):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from sqlalchemy.orm import Session
@@ -14,16 +13,18 @@ from app.errors import QueueFull, UnknownRequest
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
 from app.requests import lifecycle, repository
+from app.requests.answers import metrics_of, urls
 from app.requests.options import SubmitOptions
-from app.requests.schemas import Events, LiveEvent, LogEntry, RequestStatus, Status, Submitted
+from app.requests.schemas import (
+    WIRE_STATUS,
+    Events,
+    LiveEvent,
+    LogEntry,
+    RequestStatus,
+    Submitted,
+)
 
 log = structlog.get_logger()
-
-WIRE_STATUS: dict[str, Status] = {
-    State.QUEUED: "IN_QUEUE",
-    State.RUNNING: "IN_PROGRESS",
-    State.COMPLETED: "COMPLETED",
-}
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,23 @@ class RequestService:
             # Without its query, which may hold the receiver's secret.
             webhook=(options.webhook_url or "").partition("?")[0] or None,
         )
-        return Submitted(**self._reference(row), queue_position=position, gateway_request_id=row.id)
+        return Submitted(
+            request_id=row.id,
+            gateway_request_id=row.id,
+            queue_position=position,
+            **urls(self._public_url, row),
+        )
 
     async def status(self, asked: Asked, logs: bool) -> RequestStatus:
         """Raises `UnknownRequest`."""
         row, position, lines = await self._database.read(_status, asked, logs)
         return RequestStatus(
-            **self._reference(row),
+            request_id=row.id,
+            **urls(self._public_url, row),
             status=WIRE_STATUS[row.state],
             queue_position=position,
             logs=lines,
-            metrics=_metrics(row),
+            metrics=metrics_of(row),
             error=row.error,
             error_type=row.error_type,
         )
@@ -107,15 +114,6 @@ class RequestService:
     async def cancel(self, asked: Asked) -> str:
         """A `lifecycle.CancelAnswer`."""
         return await self._database.write(_cancel, asked)
-
-    def _reference(self, row: Request) -> dict[str, Any]:
-        base = f"{self._public_url}/{row.app}/requests/{row.id}"
-        return {
-            "request_id": row.id,
-            "response_url": base,
-            "status_url": f"{base}/status",
-            "cancel_url": f"{base}/cancel",
-        }
 
 
 def _submit(
@@ -162,12 +160,3 @@ def _events(session: Session, asked: Asked, after: int) -> Events:
 
 def _cancel(session: Session, asked: Asked) -> str:
     return lifecycle.request_cancel(session, asked.find(session).id, asked.owner)
-
-
-def _metrics(row: Request) -> dict[str, float]:
-    """fal's ``inference_time``: what the work took, or for a failure how long it was tried."""
-    if row.state != State.COMPLETED or row.finished_at is None:
-        return {}
-    if row.inference_time is not None:
-        return {"inference_time": row.inference_time}
-    return {"inference_time": max(0.0, row.finished_at - (row.started_at or row.finished_at))}

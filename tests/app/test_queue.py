@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from app import modes
 from app.db.models import Stage
@@ -339,8 +340,8 @@ def test_health_and_readiness(gateway: Gateway) -> None:
 
 
 def test_without_its_database_it_is_not_ready(gateway: Gateway) -> None:
-    for path in gateway.settings.data_dir.glob("reelsmith.db*"):
-        path.write_bytes(b"not a database " * 1000)
+    with gateway.database.write() as session:
+        session.execute(text("DROP TABLE alembic_version"))
     reply = gateway.client.get("/ready")
     assert reply.status_code == 503
 

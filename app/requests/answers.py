@@ -1,0 +1,45 @@
+"""What several routes say about a request, from its row."""
+
+from typing import Any, Protocol, TypedDict
+
+from app.db.models import State
+
+
+class RequestRow(Protocol):
+    """The columns that are read here, of an ORM object or of a plain row."""
+
+    @property
+    def id(self) -> Any: ...
+    @property
+    def app(self) -> Any: ...
+    @property
+    def state(self) -> Any: ...
+    @property
+    def started_at(self) -> Any: ...
+    @property
+    def finished_at(self) -> Any: ...
+    @property
+    def inference_time(self) -> Any: ...
+
+
+class Urls(TypedDict):
+    """What clients follow."""
+
+    response_url: str
+    status_url: str
+    cancel_url: str
+
+
+def urls(public_url: str, row: RequestRow) -> Urls:
+    """Of one request."""
+    base = f"{public_url}/{row.app}/requests/{row.id}"
+    return {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
+
+
+def metrics_of(row: RequestRow) -> dict[str, float]:
+    """fal's ``inference_time``: what the work took, or for a failure how long it was tried."""
+    if row.state != State.COMPLETED or row.finished_at is None:
+        return {}
+    if row.inference_time is not None:
+        return {"inference_time": row.inference_time}
+    return {"inference_time": max(0.0, row.finished_at - (row.started_at or row.finished_at))}
