@@ -2,11 +2,11 @@
 
 import secrets
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, insert, or_, select
+from sqlalchemy import ColumnElement, Float, and_, bindparam, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from app.clock import db_now
@@ -37,34 +37,54 @@ class NewRequest:
     no_retry: bool = False
     webhook_url: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
+_INSERT = insert(Request.__table__).values(  # type: ignore[arg-type]  # a declared class's table
+    created_at=db_now(),
+    # NULL stays NULL.
+    start_deadline=db_now() + bindparam("start_timeout_s", type_=Float()),
+)
+
+
+def add_all(session: Session, new: Iterable[NewRequest]) -> None:
+    """Insert ``new``, each queued for its first stage with a wake-up due, in that order."""
+    rows = [
+        {
+            "id": one.id,
+            "owner": one.owner,
+            "endpoint": one.endpoint,
+            "app": one.app,
+            "mode": one.mode,
+            "input": one.input,
+            "priority": RANK[one.priority],
+            "start_timeout_s": one.start_timeout_s,
+            "no_retry": one.no_retry,
+            "webhook_url": one.webhook_url,
+            "tags": dict(one.tags),
+            "storage_prefix": f"requests/{one.id}-{secrets.token_hex(PREFIX_RANDOM_BYTES)}",
+        }
+        for one in new
+    ]
+    if rows:
+        # Not through the ORM: it takes ten times as long, and nothing of it is needed.
+        session.connection().execute(_INSERT, rows)
 
 
 def add(session: Session, new: NewRequest) -> Request:
-    """Insert ``new``, queued for its first stage with a wake-up due."""
-    request_id = str(uuid.uuid4())
-    deadline = None if new.start_timeout_s is None else db_now() + new.start_timeout_s
-    row: Request = session.scalars(
-        insert(Request).returning(Request),
-        [
-            {
-                "id": request_id,
-                "owner": new.owner,
-                "endpoint": new.endpoint,
-                "app": new.app,
-                "mode": new.mode,
-                "input": new.input,
-                "priority": RANK[new.priority],
-                "no_retry": new.no_retry,
-                "webhook_url": new.webhook_url,
-                "tags": dict(new.tags),
-                "storage_prefix": f"requests/{request_id}-{secrets.token_hex(PREFIX_RANDOM_BYTES)}",
-            }
-        ],
-    ).one()
-    if deadline is not None:
-        row.start_deadline = deadline
-        session.flush()
-    return row
+    """`add_all` of one; returns its row."""
+    add_all(session, [new])
+    return session.scalars(select(Request).where(Request.id == new.id)).one()
+
+
+def queued_by_priority(session: Session) -> dict[int, int]:
+    """How many wait for a worker, by rank."""
+    found = session.execute(
+        select(Request.priority, func.count())
+        .where(Request.state == State.QUEUED)
+        .group_by(Request.priority)
+    )
+    return {priority: count for priority, count in found}
 
 
 def get(session: Session, request_id: str, app: str, owner: str) -> Request | None:
@@ -77,11 +97,6 @@ def get(session: Session, request_id: str, app: str, owner: str) -> Request | No
 def position(session: Session, row: Request) -> int:
     """How many queued requests, of any stage, come before ``row``."""
     return _count(session, Request.state == State.QUEUED, _before(row))
-
-
-def queue_length(session: Session) -> int:
-    """Requests that wait for a worker."""
-    return _count(session, Request.state == State.QUEUED)
 
 
 def log_lines(session: Session, request_id: str) -> Sequence[LogLine]:

@@ -1,6 +1,6 @@
 """What the queue's routes do: rows in, answers out. Each method is one transaction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
-from app.db.models import Request, State
+from app.db.models import RANK, Request, State
 from app.errors import QueueFull, UnknownRequest
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
@@ -43,6 +43,14 @@ class Asked:
         return row
 
 
+@dataclass(frozen=True)
+class Submit:
+    """A request to store, and on what condition."""
+
+    new: repository.NewRequest
+    max_queue_length: int | None = None
+
+
 class RequestService:
     """``on_queued`` is called after a commit that made work."""
 
@@ -73,20 +81,22 @@ class RequestService:
             webhook_url=options.webhook_url,
             tags=options.tags,
         )
-        row, position = await self._database.write(_submit, new, options.max_queue_length)
+        position = await self._database.write_together(
+            _submit_all, Submit(new, options.max_queue_length)
+        )
         self._on_queued()
         log.info(
             "request.submitted",
-            request_id=row.id,
+            request_id=new.id,
             mode=mode.path,
             # Without its query, which may hold the receiver's secret.
             webhook=(options.webhook_url or "").partition("?")[0] or None,
         )
         return Submitted(
-            request_id=row.id,
-            gateway_request_id=row.id,
+            request_id=new.id,
+            gateway_request_id=new.id,
             queue_position=position,
-            **urls(self._public_url, row),
+            **urls(self._public_url, new),
         )
 
     async def status(self, asked: Asked, logs: bool) -> RequestStatus:
@@ -116,15 +126,22 @@ class RequestService:
         return await self._database.write(_cancel, asked)
 
 
-def _submit(
-    session: Session, new: repository.NewRequest, max_queue_length: int | None
-) -> tuple[Request, int]:
-    if max_queue_length is not None:
-        waiting = repository.queue_length(session)
-        if waiting > max_queue_length:
-            raise QueueFull(f"{waiting} requests wait already, more than {max_queue_length}.")
-    row = repository.add(session, new)
-    return row, repository.position(session, row)
+def _submit_all(session: Session, submits: Sequence[Submit]) -> list[int | Exception]:
+    """The queue position of each, or why it was not taken."""
+    waiting = repository.queued_by_priority(session)
+    answers: list[int | Exception] = []
+    taken: list[repository.NewRequest] = []
+    for submit in submits:
+        rank, limit = RANK[submit.new.priority], submit.max_queue_length
+        if limit is not None and (total := sum(waiting.values())) > limit:
+            answers.append(QueueFull(f"{total} requests wait already, more than {limit}."))
+            continue
+        # All of a better or the same priority came before.
+        answers.append(sum(count for other, count in waiting.items() if other <= rank))
+        waiting[rank] = waiting.get(rank, 0) + 1
+        taken.append(submit.new)
+    repository.add_all(session, taken)
+    return answers
 
 
 def _status(
