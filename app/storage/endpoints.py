@@ -94,7 +94,7 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
 
     by_owner = [Depends(owner)]
     by_uploader = [Depends(uploader)]
-    router = APIRouter(tags=["files"])
+    router = APIRouter(tags=["files"], include_in_schema=False)
 
     def file_url(key: str) -> str:
         return signer.read_url(key, expires_s=settings.url_expiry_s)
