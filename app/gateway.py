@@ -56,7 +56,9 @@ def create_app(
     )
     sweeper = Sweeper(storage, database)
     authenticate = Authenticator.of(settings)
-    service = RequestService(database, settings.public_url, publisher.notify)
+    service = RequestService(
+        database, settings.public_url, publisher.notify, settings.dedupe_window_s
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -32,6 +32,7 @@ from app.requests import lifecycle, schemas
 from app.requests.body import read_json_bytes
 from app.requests.files import read_report, signed
 from app.requests.options import SubmitOptions, wants
+from app.requests.repeats import REPLAYED
 from app.requests.service import Asked, RequestService
 from app.storage import Storage
 
@@ -75,8 +76,11 @@ def _add_submit(
             given = mode.request_model.model_validate_json(body)
         except ValidationError as error:
             raise InvalidInput.of(error) from None
-        submitted = await service.submit(mode, owner, given, options)
-        return _json(submitted, 200, submitted.request_id)
+        submitted, repeated = await service.submit(mode, owner, given, options)
+        answer = _json(submitted, 200, submitted.request_id)
+        if repeated:
+            answer.headers[REPLAYED] = "true"
+        return answer
 
     for path in (mode.id, mode.path):
         router.add_api_route(

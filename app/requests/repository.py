@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, func, insert, or_, select
 from sqlalchemy.orm import Session
 
 from app.clock import db_now
-from app.db.models import RANK, Event, LogLine, Priority, Request, State
+from app.db.models import RANK, Event, LogLine, Priority, Purpose, Request, State
 
 LOG_WINDOW = 2_000
 """Newest lines that a status carries: clients poll ten times a second."""
@@ -37,6 +37,9 @@ class NewRequest:
     no_retry: bool = False
     webhook_url: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    purpose: Purpose = Purpose.TRAIN
+    idempotency_key: str | None = None
+    body_sha256: str | None = None
 
 
 def add(session: Session, new: NewRequest) -> Request:
@@ -57,6 +60,9 @@ def add(session: Session, new: NewRequest) -> Request:
                 "no_retry": new.no_retry,
                 "webhook_url": new.webhook_url,
                 "tags": dict(new.tags),
+                "purpose": new.purpose,
+                "idempotency_key": new.idempotency_key,
+                "body_sha256": new.body_sha256,
                 "storage_prefix": f"requests/{request_id}-{secrets.token_hex(PREFIX_RANDOM_BYTES)}",
             }
         ],

@@ -8,11 +8,11 @@ from sqlalchemy.orm import Session
 
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
-from app.db.models import Request, State
+from app.db.models import Purpose, Request, State
 from app.errors import QueueFull, UnknownRequest
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
-from app.requests import lifecycle, repository
+from app.requests import lifecycle, repeats, repository
 from app.requests.answers import metrics_of, urls
 from app.requests.options import SubmitOptions
 from app.requests.schemas import (
@@ -47,47 +47,63 @@ class RequestService:
     """``on_queued`` is called after a commit that made work."""
 
     def __init__(
-        self, database: AsyncDatabase, public_url: str, on_queued: Callable[[], None]
+        self,
+        database: AsyncDatabase,
+        public_url: str,
+        on_queued: Callable[[], None],
+        dedupe_window_s: float = 0.0,
     ) -> None:
         self._database = database
         self._public_url = public_url
         self._on_queued = on_queued
+        self._dedupe_window_s = dedupe_window_s
 
     async def submit(
         self, mode: AnyMode, owner: str, request: TrainerRequest, options: SubmitOptions
-    ) -> Submitted:
+    ) -> tuple[Submitted, bool]:
         """Store the request; once this returns, nothing short of a lost disk loses it.
+
+        Returns:
+            Its answer, and whether it repeats an earlier submit (`repeats.py`) and stored nothing.
 
         Raises:
             QueueFull: more wait than the caller's limit.
+            InvalidInput: its idempotency key was used for another request.
         """
+        input = request.model_dump(mode="json")
         new = repository.NewRequest(
             owner=owner,
             endpoint=mode.id,
             app=mode.app,
             mode=mode.path,
-            input=request.model_dump(mode="json"),
+            input=input,
             priority=options.priority,
             start_timeout_s=options.start_timeout_s,
             no_retry=options.no_retry,
             webhook_url=options.webhook_url,
             tags=options.tags,
+            idempotency_key=options.idempotency_key,
+            body_sha256=repeats.sha256_of(mode.id, Purpose.TRAIN, input),
         )
-        row, position = await self._database.write(_submit, new, options.max_queue_length)
-        self._on_queued()
+        row, position, repeated = await self._database.write(
+            _submit, new, options.max_queue_length, self._dedupe_window_s
+        )
+        if not repeated:
+            self._on_queued()
         log.info(
-            "request.submitted",
+            "request.repeated" if repeated else "request.submitted",
             request_id=row.id,
             mode=mode.path,
             # Without its query, which may hold the receiver's secret.
             webhook=(options.webhook_url or "").partition("?")[0] or None,
         )
-        return Submitted(
+        answer = Submitted(
             request_id=row.id,
             gateway_request_id=row.id,
             queue_position=position,
             **urls(self._public_url, row),
         )
+        return answer, repeated
 
     async def status(self, asked: Asked, logs: bool) -> RequestStatus:
         """Raises `UnknownRequest`."""
@@ -117,14 +133,28 @@ class RequestService:
 
 
 def _submit(
-    session: Session, new: repository.NewRequest, max_queue_length: int | None
-) -> tuple[Request, int]:
+    session: Session,
+    new: repository.NewRequest,
+    max_queue_length: int | None,
+    dedupe_window_s: float,
+) -> tuple[Request, int, bool]:
+    assert new.body_sha256 is not None
+    earlier = repeats.find(
+        session,
+        new.owner,
+        key=new.idempotency_key,
+        body_sha256=new.body_sha256,
+        window_s=dedupe_window_s,
+    )
+    if earlier is not None:
+        queued = earlier.state == State.QUEUED
+        return earlier, repository.position(session, earlier) if queued else 0, True
     if max_queue_length is not None:
         waiting = repository.queue_length(session)
         if waiting > max_queue_length:
             raise QueueFull(f"{waiting} requests wait already, more than {max_queue_length}.")
     row = repository.add(session, new)
-    return row, repository.position(session, row)
+    return row, repository.position(session, row), False
 
 
 def _status(
