@@ -59,7 +59,9 @@ def create_app(
     )
     sweeper = Sweeper(storage, database)
     authenticate = Authenticator.of(settings)
-    service = RequestService(database, settings.public_url, publisher.notify)
+    service = RequestService(
+        database, settings.public_url, publisher.notify, settings.dedupe_window_s
+    )
 
     parts = (publisher, reaper, sweeper, service.watcher)
 

