@@ -15,10 +15,13 @@ from sqlalchemy.orm import Session
 from app import modes, replies
 from app.auth import Authenticator
 from app.broker import Waker, make_celery
+from app.cors import CrossOrigin
 from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.errors import Unavailable
+from app.hosts import Hosts
 from app.logging import configure
+from app.requests import namespaces
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
 from app.requests.outbox import Send
@@ -58,11 +61,13 @@ def create_app(
     authenticate = Authenticator.of(settings)
     service = RequestService(database, settings.public_url, publisher.notify)
 
+    parts = (publisher, reaper, sweeper, service.watcher)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(upgrade, settings.database_url)
         publisher.notify()
-        tasks = [asyncio.create_task(part.run()) for part in (publisher, reaper, sweeper)]
+        tasks = [asyncio.create_task(part.run()) for part in parts]
         log.info("gateway.started", public_url=settings.public_url, model=settings.model)
         try:
             yield
@@ -87,11 +92,14 @@ def create_app(
         authenticate=authenticate,
         public_url=settings.public_url,
     )
-    replies.install(app)
+    app.state.watcher = service.watcher
+    app.add_middleware(Hosts, run_hosts=settings.run_hosts)
+    replies.install(app, CrossOrigin.of(settings))
     for router in (
-        make_router(modes.all(), service, authenticate, storage),
+        make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
         _health(database),
         router_for(storage, settings, authenticate),
+        namespaces.make_router(authenticate),
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
-from app.db.models import RANK, Request, State
+from app.db.models import RANK, LogLine, Request, State
 from app.errors import QueueFull, UnknownRequest
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
@@ -23,6 +23,7 @@ from app.requests.schemas import (
     RequestStatus,
     Submitted,
 )
+from app.requests.watch import Snapshot, Watcher
 
 log = structlog.get_logger()
 
@@ -60,6 +61,7 @@ class RequestService:
         self._database = database
         self._public_url = public_url
         self._on_queued = on_queued
+        self.watcher = Watcher(self.snapshots)
 
     async def submit(
         self, mode: AnyMode, owner: str, request: TrainerRequest, options: SubmitOptions
@@ -102,16 +104,20 @@ class RequestService:
     async def status(self, asked: Asked, logs: bool) -> RequestStatus:
         """Raises `UnknownRequest`."""
         row, position, lines = await self._database.read(_status, asked, logs)
-        return RequestStatus(
-            request_id=row.id,
-            **urls(self._public_url, row),
-            status=WIRE_STATUS[row.state],
-            queue_position=position,
-            logs=lines,
-            metrics=metrics_of(row),
-            error=row.error,
-            error_type=row.error_type,
-        )
+        return self._status_of(row, position, lines)
+
+    async def snapshot(self, asked: Asked) -> Snapshot:
+        """The request as its watchers see it. Raises `UnknownRequest`."""
+        return self._snapshot_of(*await self._database.read(_watched, asked))
+
+    async def snapshots(self, ids: Sequence[str]) -> dict[str, Snapshot]:
+        """The same of all that exist, whoever owns them."""
+        found = await self._database.read(repository.watched, ids)
+        return {row.id: self._snapshot_of(row, position, line) for row, position, line in found}
+
+    async def new_lines(self, request_id: str, after: int) -> list[tuple[int, LogEntry]]:
+        """The first log lines above the id ``after``, with their ids."""
+        return await self._database.read(_new_lines, request_id, after)
 
     async def get(self, asked: Asked) -> Request:
         """The row, to read. Raises `UnknownRequest`."""
@@ -124,6 +130,23 @@ class RequestService:
     async def cancel(self, asked: Asked) -> str:
         """A `lifecycle.CancelAnswer`."""
         return await self._database.write(_cancel, asked)
+
+    def _status_of(
+        self, row: Request, position: int | None, lines: list[LogEntry] | None
+    ) -> RequestStatus:
+        return RequestStatus(
+            request_id=row.id,
+            **urls(self._public_url, row),
+            status=WIRE_STATUS[row.state],
+            queue_position=position,
+            logs=lines,
+            metrics=metrics_of(row),
+            error=row.error,
+            error_type=row.error_type,
+        )
+
+    def _snapshot_of(self, row: Request, position: int | None, last_line: int) -> Snapshot:
+        return Snapshot(self._status_of(row, position, None), last_line)
 
 
 def _submit_all(session: Session, submits: Sequence[Submit]) -> list[int | Exception]:
@@ -151,11 +174,21 @@ def _status(
     position = repository.position(session, row) if row.state == State.QUEUED else None
     if not logs:
         return row, position, None
-    lines = [
-        LogEntry(message=line.message, timestamp=iso8601(line.ts), level=line.level)
-        for line in repository.log_lines(session, row.id)
-    ]
-    return row, position, lines
+    return row, position, [_entry(line) for line in repository.log_lines(session, row.id)]
+
+
+def _entry(line: LogLine) -> LogEntry:
+    return LogEntry(message=line.message, timestamp=iso8601(line.ts), level=line.level)
+
+
+def _watched(session: Session, asked: Asked) -> tuple[Request, int | None, int]:
+    (found,) = repository.watched(session, [asked.find(session).id])
+    return found
+
+
+def _new_lines(session: Session, request_id: str, after: int) -> list[tuple[int, LogEntry]]:
+    lines = repository.log_lines_after(session, request_id, after)
+    return [(line.id, _entry(line)) for line in lines]
 
 
 def _events(session: Session, asked: Asked, after: int) -> Events:
