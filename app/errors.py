@@ -147,6 +147,10 @@ class RunTimeout(RequestError):
         # Both clients repeat a 504 without this header: a second training.
         super().__init__(detail, {TIMEOUT_TYPE: "user", RETRYABLE: "false", **headers})
 
+    def body(self) -> dict[str, Any]:
+        # fal's JavaScript client shows ``message``, and "Gateway Timeout" without it.
+        return {**super().body(), "message": self.detail}
+
 
 class Unavailable(RequestError):
     """A part of the service is away; nothing was done, and trying again helps."""

@@ -65,6 +65,8 @@ def create_app(
 
     parts = (publisher, reaper, sweeper, service.watcher)
 
+    parts = (publisher, reaper, sweeper, service.watcher)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(upgrade, settings.database_url)
@@ -102,6 +104,7 @@ def create_app(
         _health(database),
         namespaces.make_router(authenticate),
         router_for(storage, settings, authenticate),
+        namespaces.make_router(authenticate),
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)

@@ -105,7 +105,8 @@ def _add_submit(
             answer.headers[REPLAYED] = "true"
         return answer
 
-    async def run(request: Request, owner: Annotated[str, Depends(authenticate)]) -> Response:
+    async def run(request: Request) -> Response:
+        owner = await authenticate(request)
         submitted, _ = await accept(request, owner)
         await wait_for_end(service, submitted, request.receive, run_wait_s)
         row = await service.get(Asked(mode.app, submitted.request_id, owner))
@@ -142,6 +143,7 @@ def _add_submit(
             methods=["POST"],
             operation_id=f"run_{name}",
             response_model=dict[str, Any],
+            route_class_override=DirectRoute,
             include_in_schema=path == mode.id,
             **document,
         )
