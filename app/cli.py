@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from app.client import commands
 from app.settings import Settings
 
 main = typer.Typer(
@@ -71,6 +72,9 @@ def demo(
     from app.demo import run
 
     raise typer.Exit(run(out))
+
+
+commands.register(main)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from app.errors import Unavailable
 from app.logging import configure
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router
+from app.requests.listing import listing_router
 from app.requests.outbox import Send
 from app.requests.service import RequestService
 from app.settings import Settings
@@ -80,6 +81,7 @@ def create_app(
     replies.install(app)
     app.include_router(_health(database))
     app.include_router(make_router(modes.all(), service, authenticate, storage))
+    app.include_router(listing_router(database, settings.public_url, authenticate))
     app.include_router(router_for(storage, settings, authenticate), include_in_schema=False)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
