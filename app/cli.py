@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from app.client import commands
 from app.settings import Settings
 
 main = typer.Typer(
@@ -60,6 +61,9 @@ def demo(
     from app.demo import run
 
     raise typer.Exit(run(out))
+
+
+commands.register(main)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from app.logging import configure
 from app.requests import namespaces
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
+from app.requests.listing import listing_router
 from app.requests.outbox import Send
 from app.requests.polls import StatusPolls, StatusReader
 from app.requests.service import RequestService
@@ -101,8 +102,8 @@ def create_app(
     replies.install(app, CrossOrigin.of(settings))
     for router in (
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
+        listing_router(database, settings.public_url, authenticate),
         _health(database),
-        namespaces.make_router(authenticate),
         router_for(storage, settings, authenticate),
         namespaces.make_router(authenticate),
     ):
