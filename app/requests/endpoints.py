@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 
 from app.auth import Authenticator
-from app.db.models import State
+from app.db.models import Purpose, State
 from app.errors import (
     BILLABLE_UNITS,
     ERROR_TYPE,
@@ -38,6 +38,13 @@ from app.storage import Storage
 
 ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MAX_EVENT_ID: Final = (1 << 63) - 1
+CHECK: Final = "check"
+"""Below a mode's path: the same body, prepared and reported on, but not trained."""
+CHECK_SUMMARY: Final = (
+    "Takes the body of a training and prepares its dataset as the training would, without training "
+    "and for free. The result is the dataset report; what a training would refuse, this refuses "
+    "with the same 422. A training submitted afterwards uses what was prepared here."
+)
 
 Endpoint = Callable[..., Awaitable[Response]]
 
@@ -52,7 +59,8 @@ def make_router(
     router = APIRouter()
     modes = tuple(modes)
     for mode in modes:
-        _add_submit(router, mode, service, authenticate)
+        for purpose in Purpose:
+            _add_submit(router, mode, purpose, service, authenticate)
     for prefix, app in prefixes_of(modes).items():
         _add_queue(router, prefix, app, service, authenticate, storage)
     return router
@@ -63,11 +71,16 @@ def prefixes_of(modes: Iterable[AnyMode]) -> dict[str, str]:
     prefixes: dict[str, str] = {}
     for mode in modes:
         prefixes |= {mode.app: mode.app, mode.id: mode.app, mode.path: mode.app}
+        prefixes |= {f"{mode.id}/{CHECK}": mode.app, f"{mode.path}/{CHECK}": mode.app}
     return prefixes
 
 
 def _add_submit(
-    router: APIRouter, mode: AnyMode, service: RequestService, authenticate: Authenticator
+    router: APIRouter,
+    mode: AnyMode,
+    purpose: Purpose,
+    service: RequestService,
+    authenticate: Authenticator,
 ) -> None:
     async def submit(request: Request, owner: Annotated[str, Depends(authenticate)]) -> Response:
         options = SubmitOptions.of(request)
@@ -76,20 +89,22 @@ def _add_submit(
             given = mode.request_model.model_validate_json(body)
         except ValidationError as error:
             raise InvalidInput.of(error) from None
-        submitted, repeated = await service.submit(mode, owner, given, options)
+        submitted, repeated = await service.submit(mode, owner, given, options, purpose)
         answer = _json(submitted, 200, submitted.request_id)
         if repeated:
             answer.headers[REPLAYED] = "true"
         return answer
 
+    is_check = purpose == Purpose.CHECK
     for path in (mode.id, mode.path):
         router.add_api_route(
-            f"/{path}",
+            f"/{path}/{CHECK}" if is_check else f"/{path}",
             submit,
             methods=["POST"],
-            summary=mode.title,
-            description=mode.summary,
-            operation_id=f"submit_{mode.path}_at_{path.replace('/', '_')}",
+            summary=f"{mode.title}: check a dataset" if is_check else mode.title,
+            description=CHECK_SUMMARY if is_check else mode.summary,
+            operation_id=f"{'check' if is_check else 'submit'}_{mode.path}_at_"
+            + path.replace("/", "_"),
             response_model=schemas.Submitted,
             openapi_extra={
                 "requestBody": {
