@@ -11,8 +11,7 @@ from app.clock import iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import Request
 from app.errors import UnknownRequest
-from app.requests.schemas import Listed, RequestList
-from app.requests.service import WIRE_STATUS
+from app.requests.schemas import WIRE_STATUS, Listed, RequestList
 
 DEFAULT_LIMIT: Final = 20
 MAX_LIMIT: Final = 100

@@ -84,7 +84,12 @@ class RequestService:
         self._dedupe_window_s = dedupe_window_s
 
     async def submit(
-        self, mode: AnyMode, owner: str, request: TrainerRequest, options: SubmitOptions
+        self,
+        mode: AnyMode,
+        owner: str,
+        request: TrainerRequest,
+        options: SubmitOptions,
+        purpose: Purpose = Purpose.TRAIN,
     ) -> tuple[Submitted, bool]:
         """Store the request; once this returns, nothing short of a lost disk loses it.
 
@@ -108,7 +113,8 @@ class RequestService:
             webhook_url=options.webhook_url,
             tags=options.tags,
             idempotency_key=options.idempotency_key,
-            body_sha256=repeats.sha256_of(mode.id, Purpose.TRAIN, input),
+            body_sha256=repeats.sha256_of(mode.id, purpose, input),
+            purpose=purpose,
         )
         taken = await self._database.write_together(
             _submit_all, Submit(new, options.max_queue_length, self._dedupe_window_s)
