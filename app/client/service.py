@@ -227,10 +227,11 @@ class Service:
 
 def address(text: str) -> str:
     """``text`` as a base URL. A name alone means https, this machine http. Raises `Refused`."""
-    url = text.strip().rstrip("/")
+    url = text.strip()
     if "://" not in url:
         name = urlsplit(f"//{url}").hostname or ""
         url = f"{'http' if is_loopback(name) else 'https'}://{url}"
+    url = url.rstrip("/")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

@@ -132,8 +132,9 @@ def _put(
 ) -> None:
     def body() -> Iterator[bytes]:
         for start in range(0, len(data), CHUNK_BYTES):
-            yield data[start : start + CHUNK_BYTES]
-            on_bytes(min(offset + start + CHUNK_BYTES, total), total)
+            chunk = data[start : start + CHUNK_BYTES]
+            yield chunk
+            on_bytes(offset + start + len(chunk), total)
 
     def put() -> None:
         headers = {"content-length": str(len(data))}
