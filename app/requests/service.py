@@ -53,14 +53,20 @@ class Submit:
 
 
 class RequestService:
-    """``on_queued`` is called after a commit that made work."""
+    """``on_queued`` is called after a commit that made work; ``check_webhook`` raises for a URL
+    that nothing will be sent to."""
 
     def __init__(
-        self, database: AsyncDatabase, public_url: str, on_queued: Callable[[], None]
+        self,
+        database: AsyncDatabase,
+        public_url: str,
+        on_queued: Callable[[], None],
+        check_webhook: Callable[[str], None],
     ) -> None:
         self._database = database
         self._public_url = public_url
         self._on_queued = on_queued
+        self._check_webhook = check_webhook
         self.watcher = Watcher(self.snapshots)
 
     async def submit(
@@ -70,7 +76,10 @@ class RequestService:
 
         Raises:
             QueueFull: more wait than the caller's limit.
+            InvalidInput: the webhook's URL leads where none is sent.
         """
+        if options.webhook_url is not None:
+            self._check_webhook(options.webhook_url)
         new = repository.NewRequest(
             owner=owner,
             endpoint=mode.id,
