@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import modes, replies
+from app import modes, replies, webhooks
 from app.auth import Authenticator
 from app.broker import Waker, make_celery
 from app.cors import CrossOrigin
@@ -31,6 +31,7 @@ from app.requests.service import RequestService
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.storage.endpoints import router_for
+from app.storage.factory import service_secret
 
 VERSION = "0.1.0"
 STORAGE_PATIENCE_S = 5.0
@@ -60,13 +61,20 @@ def create_app(
     )
     sweeper = Sweeper(storage, database)
     authenticate = Authenticator.of(settings)
+    receivers = webhooks.policy_of(settings)
     service = RequestService(
-        database, settings.public_url, publisher.notify, settings.dedupe_window_s
+        database,
+        settings.public_url,
+        publisher.notify,
+        webhooks.WebhookCheck(receivers),
+        settings.dedupe_window_s,
+    )
+    signing_keys = webhooks.KeyRing(service_secret(settings))
+    deliverer = webhooks.Deliverer(
+        database, storage, signing_keys, webhooks.Sender(receivers), settings.public_url
     )
 
-    parts = (publisher, reaper, sweeper, service.watcher)
-
-    parts = (publisher, reaper, sweeper, service.watcher)
+    parts = (publisher, reaper, sweeper, service.watcher, deliverer)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -105,6 +113,7 @@ def create_app(
         listing_router(database, settings.public_url, authenticate),
         _health(database),
         router_for(storage, settings, authenticate),
+        webhooks.make_router(database, signing_keys),
         namespaces.make_router(authenticate),
     ):
         # Flat: an included router is searched twice for every call.

@@ -99,12 +99,21 @@ class Settings(BaseSettings):
     fetch_extra_ports: Annotated[tuple[int, ...], NoDecode] = ()
     """Ports that URLs may name besides 80 and 443."""
 
+    # Webhooks
+    webhook_allow_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """As ``fetch_allow_private_hosts``, for receivers of webhooks. A list of its own: a host that
+    files may be read from is not yet one that strangers may have us POST to."""
+    webhook_extra_ports: Annotated[tuple[int, ...], NoDecode] = ()
+    """Ports that webhook URLs may name besides 80 and 443."""
+
     @field_validator(
         "api_keys",
         "cors_origins",
         "run_hosts",
         "fetch_allow_private_hosts",
         "fetch_extra_ports",
+        "webhook_allow_private_hosts",
+        "webhook_extra_ports",
         mode="before",
     )
     @classmethod

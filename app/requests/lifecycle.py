@@ -362,6 +362,8 @@ def finish(
     row.inference_time = inference_time
     # The column takes an SQL expression as well; its declared type is what is read back.
     row.finished_at = db_now()
+    if row.webhook_url is not None:
+        row.webhook_next_at = db_now()
 
 
 def finish_cancelled(row: Request) -> None:

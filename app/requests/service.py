@@ -68,18 +68,21 @@ class Taken:
 
 
 class RequestService:
-    """``on_queued`` is called after a commit that made work."""
+    """``on_queued`` is called after a commit that made work; ``check_webhook`` raises for a URL
+    that nothing will be sent to."""
 
     def __init__(
         self,
         database: AsyncDatabase,
         public_url: str,
         on_queued: Callable[[], None],
+        check_webhook: Callable[[str], None],
         dedupe_window_s: float = 0.0,
     ) -> None:
         self._database = database
         self._public_url = public_url
         self._on_queued = on_queued
+        self._check_webhook = check_webhook
         self.watcher = Watcher(self.snapshots)
         self._dedupe_window_s = dedupe_window_s
 
@@ -98,8 +101,11 @@ class RequestService:
 
         Raises:
             QueueFull: more wait than the caller's limit.
-            InvalidInput: its idempotency key was used for another request.
+            InvalidInput: its idempotency key was used for another request, or the webhook's URL
+                leads where none is sent.
         """
+        if options.webhook_url is not None:
+            self._check_webhook(options.webhook_url)
         input = request.model_dump(mode="json")
         new = repository.NewRequest(
             owner=owner,
