@@ -18,6 +18,7 @@ from app.broker import Waker, make_celery
 from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.errors import Unavailable
+from app.keys.opening import require_key
 from app.logging import configure
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
@@ -55,12 +56,13 @@ def create_app(
         attempts_limit=settings.attempts_limit,
     )
     sweeper = Sweeper(storage, database)
-    authenticate = Authenticator.of(settings)
+    authenticate = Authenticator.of(settings, database)
     service = RequestService(database, settings.public_url, publisher.notify)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(upgrade, settings.database_url)
+        await database.read(require_key, settings)
         publisher.notify()
         tasks = [asyncio.create_task(part.run()) for part in (publisher, reaper, sweeper)]
         log.info("gateway.started", public_url=settings.public_url, model=settings.model)
@@ -91,7 +93,7 @@ def create_app(
     for router in (
         make_router(modes.all(), service, authenticate, storage),
         _health(database),
-        router_for(storage, settings, authenticate),
+        router_for(storage, settings, authenticate, database),
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)

@@ -48,7 +48,8 @@ class Settings(BaseSettings):
     public_url: str = Field(default_factory=_default_public_url)
     """Where clients reach the gateway; every URL it hands out begins with it."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """Separated by commas, or a JSON list. None: single-user mode, on loopback only."""
+    """Separated by commas, or a JSON list; those of `reelsmith keys` come on top. Without any key:
+    single-user mode, on loopback only (`app/keys/opening.py`)."""
     secret_key: SecretStr | None = Field(default=None, min_length=32)
     """Signs file URLs, in gateway and workers alike. None: made on first use and kept in
     ``data_dir``, which is enough where all processes share that folder."""
@@ -121,15 +122,6 @@ class Settings(BaseSettings):
         return url.rstrip("/")
 
     @model_validator(mode="after")
-    def _open_only_with_keys(self) -> "Settings":
-        if not self.api_keys and not is_loopback(self.host):
-            raise ValueError(
-                f"host {self.host!r} can be reached from outside, and no API key is set: anybody "
-                "could train here. Set REELSMITH_API_KEYS, or REELSMITH_HOST=127.0.0.1"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _lease_outlives_heartbeats(self) -> "Settings":
         if self.lease_s < HEARTBEATS_PER_LEASE * self.heartbeat_s:
             raise ValueError(
@@ -148,7 +140,8 @@ class Settings(BaseSettings):
 
     @property
     def single_user(self) -> bool:
-        """No keys: everybody who reaches the loopback interface is the one user."""
+        """No keys here. If the database has none either, everybody who reaches the loopback
+        interface is the one user."""
         return not self.api_keys
 
 

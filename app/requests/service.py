@@ -10,6 +10,7 @@ from app.clock import iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import RANK, Request, State
 from app.errors import QueueFull, UnknownRequest
+from app.keys.limits import QueueRoom
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
 from app.requests import lifecycle, repository
@@ -68,6 +69,7 @@ class RequestService:
 
         Raises:
             QueueFull: more wait than the caller's limit.
+            QueueLimitReached: as many of this owner wait as its key may have.
         """
         new = repository.NewRequest(
             owner=owner,
@@ -128,6 +130,7 @@ class RequestService:
 
 def _submit_all(session: Session, submits: Sequence[Submit]) -> list[int | Exception]:
     """The queue position of each, or why it was not taken."""
+    room = QueueRoom(session, (submit.new.owner for submit in submits))
     waiting = repository.queued_by_priority(session)
     answers: list[int | Exception] = []
     taken: list[repository.NewRequest] = []
@@ -135,6 +138,9 @@ def _submit_all(session: Session, submits: Sequence[Submit]) -> list[int | Excep
         rank, limit = RANK[submit.new.priority], submit.max_queue_length
         if limit is not None and (total := sum(waiting.values())) > limit:
             answers.append(QueueFull(f"{total} requests wait already, more than {limit}."))
+            continue
+        if (no_room := room.take(submit.new.owner)) is not None:
+            answers.append(no_room)
             continue
         # All of a better or the same priority came before.
         answers.append(sum(count for other, count in waiting.items() if other <= rank))
