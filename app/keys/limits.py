@@ -41,7 +41,7 @@ class QueueRoom:
                 .where(Request.state == State.QUEUED, Request.owner.in_(self._limits))
                 .group_by(Request.owner)
             )
-            self._waiting |= dict(session.execute(counted).tuples().all())
+            self._waiting |= {owner: num for owner, num in session.execute(counted)}
 
     def take(self, owner: str) -> QueueLimitReached | None:
         """One place of ``owner``'s, or why there is none."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from app.clock import db_now
@@ -98,23 +98,23 @@ def set_limits(session: Session, id: str, **changes: int | None) -> ApiKey:
 def usage(session: Session) -> dict[str, Usage]:
     """By owner; who uses nothing is not in it."""
     queued, running = (
-        dict(
-            session.execute(
-                select(Request.owner, func.count())
-                .where(Request.state == state)
-                .group_by(Request.owner)
-            )
-            .tuples()
-            .all()
+        _by_owner(
+            session,
+            select(Request.owner, func.count())
+            .where(Request.state == state)
+            .group_by(Request.owner),
         )
         for state in (State.QUEUED, State.RUNNING)
     )
-    stored = dict(
-        session.execute(select(Upload.owner, func.sum(Upload.size_bytes)).group_by(Upload.owner))
-        .tuples()
-        .all()
+    stored = _by_owner(
+        session, select(Upload.owner, func.sum(Upload.size_bytes)).group_by(Upload.owner)
     )
     return {
-        owner: Usage(queued.get(owner, 0), running.get(owner, 0), int(stored.get(owner) or 0))
+        owner: Usage(queued.get(owner, 0), running.get(owner, 0), stored.get(owner, 0))
         for owner in queued.keys() | running.keys() | stored.keys()
     }
+
+
+def _by_owner(session: Session, numbers: Select[str, int]) -> dict[str, int]:
+    # PostgreSQL's sum is a Decimal.
+    return {owner: int(number) for owner, number in session.execute(numbers)}
