@@ -20,6 +20,7 @@ from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.errors import Unavailable
 from app.hosts import Hosts
+from app.keys.opening import require_key
 from app.logging import configure
 from app.requests import namespaces
 from app.requests.background import Publisher, Reaper, Sweeper
@@ -60,7 +61,7 @@ def create_app(
         attempts_limit=settings.attempts_limit,
     )
     sweeper = Sweeper(storage, database)
-    authenticate = Authenticator.of(settings)
+    authenticate = Authenticator.of(settings, database)
     receivers = webhooks.policy_of(settings)
     service = RequestService(
         database,
@@ -79,6 +80,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(upgrade, settings.database_url)
+        await database.read(require_key, settings)
         publisher.notify()
         tasks = [asyncio.create_task(part.run()) for part in parts]
         log.info("gateway.started", public_url=settings.public_url, model=settings.model)
@@ -112,7 +114,7 @@ def create_app(
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
         listing_router(database, settings.public_url, authenticate),
         _health(database),
-        router_for(storage, settings, authenticate),
+        router_for(storage, settings, authenticate, database),
         webhooks.make_router(database, signing_keys),
         namespaces.make_router(authenticate),
     ):
