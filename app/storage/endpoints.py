@@ -94,7 +94,7 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
 
     by_owner = [Depends(owner)]
     by_uploader = [Depends(uploader)]
-    router = APIRouter(tags=["files"], include_in_schema=False)
+    router = APIRouter(tags=["files"])
 
     def file_url(key: str) -> str:
         return signer.read_url(key, expires_s=settings.url_expiry_s)
@@ -199,7 +199,8 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
         stored = await store(request, key, content_type, max_bytes)
         return JSONResponse({}, headers={"ETag": f'"{stored.sha256}"'})
 
-    @router.api_route("/files/{grant}/{key:path}", methods=["GET", "HEAD"])
+    @router.get("/files/{grant}/{key:path}")
+    @router.head("/files/{grant}/{key:path}")
     async def read(request: Request, grant: str, key: str, name: str = "") -> Response:
         """A stored file, permitted by the URL alone."""
         _check_grant(signer, READ, grant, key, name)
