@@ -149,7 +149,8 @@ RULES: Final = (
     ),
     Rule(r"PUT /.*/requests/\{request_id\}/cancel", {400: "AlreadyCompleted"}),
     Rule(r"POST /run/.*", {422: "FailedInput", 499: "Cancelled", 504: "TimedOut"}),
-    Rule(r"(GET|HEAD) /files/\{grant\}/.*", {404: "NotFound", 416: "RangeNotSatisfiable"}),
+    Rule(r".* /files/\{grant\}/.*", {404: "NotFound"}),
+    Rule(r"(GET|HEAD) /files/.*", {416: "RangeNotSatisfiable"}),
     Rule(r"GET /(models|api/openapi)/.*", {404: "NotFound"}),
 )
 

@@ -135,9 +135,10 @@ def test_no_endpoint_named(shared_gateway: Gateway) -> None:
 def test_the_page_has_every_field(shared_gateway: Gateway, mode: AnyMode) -> None:
     text = page(shared_gateway, mode.id)
     assert text == page(shared_gateway, mode.path)
+    given = text[text.index("## Input") : text.index("## Output")]
     schema = mode.request_model.model_json_schema()
     for name, field in schema["properties"].items():
-        (entry,) = re.findall(rf"^- \*\*`{name}`\*\* .*\n(?:  .*\n)*", text, re.MULTILINE)
+        (entry,) = re.findall(rf"^- \*\*`{name}`\*\* .*\n(?:  .*\n)*", given, re.MULTILINE)
         assert field["description"] in entry
         assert ("_required_" in entry.partition("\n")[0]) == (name in schema["required"])
         if name == "number_of_steps":
@@ -146,7 +147,7 @@ def test_the_page_has_every_field(shared_gateway: Gateway, mode: AnyMode) -> Non
     for mentioned in (str(mode.price_per_step), "lora_file", "`.zip`", mode.summary):
         assert mentioned in text
     for field in ("prompt", "video_url", "mask_url"):
-        inner = re.search(rf"^    - \*\*`{field}`\*\*", text, re.MULTILINE)
+        inner = re.search(rf"^    - \*\*`{field}`\*\*", given, re.MULTILINE)
         entry_fields = mode.request_model.model_fields["validation"].annotation.__args__[0]
         assert (inner is not None) == (field in entry_fields.model_fields)
 
