@@ -19,15 +19,13 @@ class TrainerOutput(BaseModel):
 
     lora_file: File = Field(description="The trained LoRA, .safetensors.")
     config_file: File = Field(
-        description="JSON with the trigger phrase, the training type and what it was trained on."
+        description="JSON with the trigger phrase and the training type, for whoever uses the LoRA."
     )
     video: File | None = Field(
         None,
         description="One reel of the previews, MP4; null when `validation` was empty.",
     )
-    metrics_file: File | None = Field(
-        None, description="JSON with the loss of every step and the times of every stage."
-    )
+    metrics_file: File | None = Field(None, description="The loss of every step, as JSON lines.")
     debug_dataset: File | None = Field(
         None, description="Archive of the prepared clips; only when `debug_dataset` was true."
     )

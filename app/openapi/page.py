@@ -148,7 +148,9 @@ def _fields(
 ) -> list[str]:
     """A list item for every property, with the properties of objects below it."""
     lines = []
-    for name, field in schema["properties"].items():
+    fields = schema["properties"]
+    for name in sorted(fields, key=lambda name: name not in schema.get("required", ())):
+        field = fields[name]
         need = "required" if name in schema.get("required", ()) else "optional"
         kind = _type(field)
         lines.append(f"{indent}- **`{name}`** (`{kind}`{f', _{need}_' if wants_required else ''})")
@@ -243,7 +245,7 @@ wire.REST_URL = wire.CDN_URL = "{public_url}"
 url = fal_client.upload_file("clips.zip")
 result = fal_client.subscribe(
     "{mode.id}",
-    arguments={{**{_python(arguments)}, "training_data_url": url}},
+    arguments={_python(arguments)},
     with_logs=True,
     on_queue_update=print,
 )
@@ -272,5 +274,8 @@ console.log(result.data.lora_file.url);""",
 
 
 def _python(arguments: dict[str, Any]) -> str:
-    # JSON's true, false and null are the only words of it that Python spells otherwise.
-    return repr(arguments)
+    """The arguments as Python writes them, with the uploaded file's URL."""
+    others = {name: value for name, value in arguments.items() if name != "training_data_url"}
+    return "".join(
+        ('{"training_data_url": url', *(f', "{k}": {v!r}' for k, v in others.items()), "}")
+    )
