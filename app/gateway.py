@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from functools import cache
 
 import structlog
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.utils import get_openapi
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -22,6 +21,8 @@ from app.errors import Unavailable
 from app.hosts import Hosts
 from app.keys.opening import require_key
 from app.logging import configure
+from app.openapi import routes as openapi
+from app.openapi.document import document_of
 from app.requests import namespaces
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
@@ -116,11 +117,13 @@ def create_app(
         _health(database),
         router_for(storage, settings, authenticate, database),
         webhooks.make_router(database, signing_keys),
+        openapi.make_router(modes.all(), settings.public_url),
         namespaces.make_router(authenticate),
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    document = cache(lambda: document_of(app, modes.all(), settings.public_url))
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
@@ -152,18 +155,3 @@ def _health(database: AsyncDatabase) -> APIRouter:
 
 def _ping(session: Session) -> None:
     session.execute(text("SELECT version_num FROM alembic_version"))
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the modes' inputs: their routes read the body themselves."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for mode in modes.all():
-            schema = mode.request_model.model_json_schema(
-                ref_template="#/components/schemas/{model}"
-            )
-            schemas |= schema.pop("$defs", {})
-            schemas[mode.request_model.__name__] = schema
-        app.openapi_schema = document
-    return app.openapi_schema
