@@ -12,22 +12,27 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import modes, replies
+from app import modes, replies, webhooks
 from app.auth import Authenticator
 from app.broker import Waker, make_celery
+from app.cors import CrossOrigin
 from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.errors import Unavailable
+from app.hosts import Hosts
 from app.keys.opening import require_key
 from app.logging import configure
+from app.requests import namespaces
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
+from app.requests.listing import listing_router
 from app.requests.outbox import Send
 from app.requests.polls import StatusPolls, StatusReader
 from app.requests.service import RequestService
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.storage.endpoints import router_for
+from app.storage.factory import service_secret
 
 VERSION = "0.1.0"
 STORAGE_PATIENCE_S = 5.0
@@ -57,14 +62,27 @@ def create_app(
     )
     sweeper = Sweeper(storage, database)
     authenticate = Authenticator.of(settings, database)
-    service = RequestService(database, settings.public_url, publisher.notify)
+    receivers = webhooks.policy_of(settings)
+    service = RequestService(
+        database,
+        settings.public_url,
+        publisher.notify,
+        webhooks.WebhookCheck(receivers),
+        settings.dedupe_window_s,
+    )
+    signing_keys = webhooks.KeyRing(service_secret(settings))
+    deliverer = webhooks.Deliverer(
+        database, storage, signing_keys, webhooks.Sender(receivers), settings.public_url
+    )
+
+    parts = (publisher, reaper, sweeper, service.watcher, deliverer)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(upgrade, settings.database_url)
         await database.read(require_key, settings)
         publisher.notify()
-        tasks = [asyncio.create_task(part.run()) for part in (publisher, reaper, sweeper)]
+        tasks = [asyncio.create_task(part.run()) for part in parts]
         log.info("gateway.started", public_url=settings.public_url, model=settings.model)
         try:
             yield
@@ -89,11 +107,16 @@ def create_app(
         authenticate=authenticate,
         public_url=settings.public_url,
     )
-    replies.install(app)
+    app.state.watcher = service.watcher
+    app.add_middleware(Hosts, run_hosts=settings.run_hosts)
+    replies.install(app, CrossOrigin.of(settings))
     for router in (
-        make_router(modes.all(), service, authenticate, storage),
+        make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
+        listing_router(database, settings.public_url, authenticate),
         _health(database),
         router_for(storage, settings, authenticate, database),
+        webhooks.make_router(database, signing_keys),
+        namespaces.make_router(authenticate),
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)

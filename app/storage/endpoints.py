@@ -21,7 +21,7 @@ from app.settings import Settings
 from app.storage import multipart
 from app.storage.base import Storage
 from app.storage.factory import make_signer
-from app.storage.responses import CORS, PREFLIGHT, file_response
+from app.storage.responses import file_response
 from app.storage.signing import READ
 from app.storage.uploads import Uploads
 
@@ -74,11 +74,6 @@ def router_for(
     _add_rest_routes(router, uploads, owner)
     _add_cdn_routes(router, uploads, owner)
     _add_url_routes(router, uploads)
-
-    @router.options("/files/{grant}/{key:path}")
-    async def preflight() -> Response:
-        """A browser asks before it sends a PUT or a range to another origin."""
-        return Response(status_code=204, headers={**CORS, **PREFLIGHT})
 
     @router.api_route("/files/{grant}/{key:path}", methods=["GET", "HEAD"])
     async def read(request: Request, grant: str, key: str, name: str = "") -> Response:
@@ -149,7 +144,7 @@ def _add_url_routes(router: APIRouter, uploads: Uploads) -> None:
     async def put_part(request: Request, key: str, upload_id: str, part: str) -> JSONResponse:
         """The JavaScript client reads the body, the Python client the header."""
         etag = multipart.etag_of(await uploads.put_part(request, key, upload_id, part))
-        return JSONResponse({"partNumber": int(part), "etag": etag}, headers={**CORS, "ETag": etag})
+        return JSONResponse({"partNumber": int(part), "etag": etag}, headers={"ETag": etag})
 
     @router.post("/files/{grant}/{key:path}/multipart/{upload_id}/complete")
     async def complete(request: Request, key: str, upload_id: str) -> dict[str, str]:
@@ -163,7 +158,7 @@ def _add_url_routes(router: APIRouter, uploads: Uploads) -> None:
         request: Request, grant: str, key: str, content_type: ContentTypeHeader = None
     ) -> JSONResponse:
         stored = await uploads.put(request, grant, key, content_type)
-        return JSONResponse({}, headers={**CORS, "ETag": multipart.etag_of(stored)})
+        return JSONResponse({}, headers={"ETag": multipart.etag_of(stored)})
 
 
 async def _parse(request: Request, model: type[M]) -> M:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.routing import BaseRoute, Mount, Route
@@ -124,7 +125,7 @@ def test_anothers_request_is_unknown_on_every_route(
         (known.id, make_key(guarded.database).header),
     ):
         request_id = state(guarded.database, owner)
-        before = columns(guarded.database, request_id)
+        before = seen(guarded.database, request_id)
         for method, path in routes_of(guarded.app.routes):
             replies = [
                 guarded.client.request(method, filled(path, asked), headers=stranger)
@@ -143,7 +144,13 @@ def test_anothers_request_is_unknown_on_every_route(
             assert headers[0] == headers[1], (method, path)
             if path.partition("{request_id}")[2] in SUFFIXES:
                 assert contents[0] == b'{"status":"NOT_FOUND"}', (method, path)
-            assert columns(guarded.database, request_id) == before, (method, path)
+            assert seen(guarded.database, request_id) == before, (method, path)
+
+
+def seen(database: Database, request_id: str) -> dict[str, Any]:
+    """The row, but for what the gateway does by itself meanwhile."""
+    found = columns(database, request_id)
+    return {name: value for name, value in found.items() if name not in ("woken_at", "wakes")}
 
 
 def filled(path: str, request_id: str) -> str:
