@@ -68,15 +68,15 @@ def demo(
     raise typer.Exit(run(out))
 
 
+commands.register(main)
+
+
 def _require_key(settings: Settings) -> None:
     try:
         require_key_at_start(settings)
     except NoKey as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-
-
-commands.register(main)
 
 
 if __name__ == "__main__":

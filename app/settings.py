@@ -175,9 +175,9 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def maybe_single_user(self) -> bool:
-        """On loopback and without keys in the environment: unless the table has keys, everybody who
-        reaches the interface is the one user."""
+    def single_user(self) -> bool:
+        """No keys here, and on loopback. If the database has none either, everybody who reaches
+        that interface is the one user."""
         return not self.api_keys and is_loopback(self.host)
 
 

@@ -102,9 +102,9 @@ class RequestService:
 
         Raises:
             QueueFull: more wait than the caller's limit.
+            QueueLimitReached: as many of this owner wait as its key may have.
             InvalidInput: its idempotency key was used for another request, or the webhook's URL
                 leads where none is sent.
-            QueueLimitReached: as many of this owner wait as its key may have.
         """
         if options.webhook_url is not None:
             self._check_webhook(options.webhook_url)

@@ -95,8 +95,8 @@ class Requests(RuleBasedStateMachine):
     @rule(low=st.booleans(), limited=st.booleans(), check=st.booleans())
     def submit(self, low: bool, limited: bool, check: bool) -> None:
         priority = Priority.LOW if low else Priority.NORMAL
-        purpose = Purpose.CHECK if check else Purpose.TRAIN
         owner = self.limited if limited else OWNER
+        purpose = Purpose.CHECK if check else Purpose.TRAIN
         request_id = submit(self.database, owner, priority=priority, purpose=purpose)
         self.models[request_id] = Model(request_id, owner, low, len(self.models), check)
 

@@ -19,7 +19,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults_are_a_service_for_one_on_this_machine() -> None:
     settings = Settings()
-    assert settings.maybe_single_user
+    assert settings.single_user
     assert (settings.host, settings.model) == ("127.0.0.1", "tiny")
     assert settings.public_url == "http://127.0.0.1:8000"
     assert settings.database_url == f"sqlite:///{Path('data').resolve() / 'reelsmith.db'}"
@@ -75,9 +75,10 @@ def test_a_refusal_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "s3cret-key" not in str(caught.value)
 
 
-def test_keys_open_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_than_one_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Settings(host="0.0.0.0").single_user  # it starts with a key in the database only
     monkeypatch.setenv("REELSMITH_API_KEYS", "one")
-    assert not Settings(host="0.0.0.0").maybe_single_user
+    assert not Settings().single_user
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]"])
