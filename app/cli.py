@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from app.settings import Settings
+from app.webhooks.commands import webhooks
 
 main = typer.Typer(
     name="reelsmith",
@@ -14,6 +15,7 @@ main = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+main.add_typer(webhooks)
 
 
 @main.command()

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import modes, replies, webhooks
+from app import modes, replies
 from app.auth import Authenticator
 from app.broker import Waker, make_celery
 from app.cors import CrossOrigin
@@ -30,7 +30,10 @@ from app.requests.service import RequestService
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.storage.endpoints import router_for
-from app.storage.factory import service_secret
+from app.webhooks.deliverer import Deliverer
+from app.webhooks.endpoints import make_router as jwks_router
+from app.webhooks.keys import KeyRing
+from app.webhooks.targets import WebhookCheck
 
 VERSION = "0.1.0"
 STORAGE_PATIENCE_S = 5.0
@@ -60,14 +63,10 @@ def create_app(
     )
     sweeper = Sweeper(storage, database)
     authenticate = Authenticator.of(settings)
-    receivers = webhooks.policy_of(settings)
     service = RequestService(
-        database, settings.public_url, publisher.notify, webhooks.WebhookCheck(receivers)
+        database, settings.public_url, publisher.notify, WebhookCheck.of(settings)
     )
-    signing_keys = webhooks.KeyRing(service_secret(settings))
-    deliverer = webhooks.Deliverer(
-        database, storage, signing_keys, webhooks.Sender(receivers), settings.public_url
-    )
+    deliverer = Deliverer.of(settings, database, storage)
 
     parts = (publisher, reaper, sweeper, service.watcher, deliverer)
 
@@ -108,7 +107,7 @@ def create_app(
         _health(database),
         namespaces.make_router(authenticate),
         router_for(storage, settings, authenticate),
-        webhooks.make_router(database, signing_keys),
+        jwks_router(database, KeyRing.of(settings)),
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -112,9 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         receiver = self.receiver
         with receiver.arrived:
             receiver.received.append(
-                Received(
-                    self.path, {k.lower(): v for k, v in headers.items()}, body, time.time()
-                )
+                Received(self.path, {k.lower(): v for k, v in headers.items()}, body, time.time())
             )
             answer = receiver.answers[min(len(receiver.received), len(receiver.answers)) - 1]
             receiver.arrived.notify_all()
@@ -134,11 +133,13 @@ class Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def receiving(*answers: Answer) -> Iterator[Receiver]:
+def receiving(*answers: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     """A receiver for the length of a block."""
     receiver = Receiver(answers=list(answers) or [status(200)])
     handler = type("Bound", (Handler,), {"receiver": receiver})
     server = Server(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     receiver.port = server.server_address[1]
     receiver.url = f"http://127.0.0.1:{receiver.port}/hook"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
