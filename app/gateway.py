@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import modes, replies, webhooks
+from app import modes, replies
 from app.auth import Authenticator
 from app.broker import Waker, make_celery
 from app.cors import CrossOrigin
@@ -33,7 +33,10 @@ from app.requests.service import RequestService
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.storage.endpoints import router_for
-from app.storage.factory import service_secret
+from app.webhooks.deliverer import Deliverer
+from app.webhooks.endpoints import make_router as jwks_router
+from app.webhooks.keys import KeyRing
+from app.webhooks.targets import WebhookCheck
 
 VERSION = "0.1.0"
 STORAGE_PATIENCE_S = 5.0
@@ -63,18 +66,14 @@ def create_app(
     )
     sweeper = Sweeper(storage, database)
     authenticate = Authenticator.of(settings, database)
-    receivers = webhooks.policy_of(settings)
     service = RequestService(
         database,
         settings.public_url,
         publisher.notify,
-        webhooks.WebhookCheck(receivers),
+        WebhookCheck.of(settings),
         settings.dedupe_window_s,
     )
-    signing_keys = webhooks.KeyRing(service_secret(settings))
-    deliverer = webhooks.Deliverer(
-        database, storage, signing_keys, webhooks.Sender(receivers), settings.public_url
-    )
+    deliverer = Deliverer.of(settings, database, storage)
 
     parts = (publisher, reaper, sweeper, service.watcher, deliverer)
 
@@ -116,7 +115,7 @@ def create_app(
         listing_router(database, settings.public_url, authenticate),
         _health(database),
         router_for(storage, settings, authenticate, database),
-        webhooks.make_router(database, signing_keys),
+        jwks_router(database, KeyRing.of(settings)),
         openapi.make_router(modes.all(), settings.public_url),
         namespaces.make_router(authenticate),
     ):
