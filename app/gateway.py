@@ -19,6 +19,7 @@ from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.errors import Unavailable
 from app.logging import configure
+from app.requests import estimate_endpoints
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
 from app.requests.outbox import Send
@@ -90,6 +91,9 @@ def create_app(
     replies.install(app)
     app.include_router(_health(database))
     app.include_router(make_router(modes.all(), service, authenticate, storage))
+    app.include_router(
+        estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model)
+    )
     app.include_router(router_for(storage, settings, authenticate), include_in_schema=False)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
