@@ -6,11 +6,11 @@ The functions that do the work take a sync `Session` and never commit. The gatew
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 20_000
 """How long a SQLite writer waits for another: transactions here last milliseconds, disks stall."""
@@ -72,8 +73,12 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction, committed at the block's end and rolled back when it raises."""
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with self.session_to_write() as session, session.begin():
             yield session
+
+    def session_to_write(self) -> Session:
+        """A session whose transaction, not begun yet, will write."""
+        return Session(self._writing, expire_on_commit=False)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -102,15 +107,34 @@ class AsyncDatabase:
         self._database = Database(url)
         self._readers = ThreadPoolExecutor(READERS, "database-read")
         self._writer = ThreadPoolExecutor(1, "database-write")
-        self._waiting: deque[_Write[Any]] = deque()
+        self._waiting: deque[_Write] = deque()
         self._draining: asyncio.Task[None] | None = None
 
     async def write(
         self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """Run ``function(session, ...)`` and commit; its return value comes after the commit."""
+
+        def each(session: Session, items: Sequence[None]) -> list[R | Exception]:
+            return [function(session, *args, **kwargs) for _ in items]
+
+        return await self._write(each, None)
+
+    async def write_together(
+        self, function: Callable[[Session, Sequence[T]], Sequence[R | Exception]], item: T
+    ) -> R:
+        """As `write`, where many calls cost little more than one: ``function(session, items)`` is
+        called once for all items that wait, and returns a result, or what to raise, for each.
+
+        It is called again with fewer items where the database refuses them together.
+        """
+        return await self._write(function, item)
+
+    async def _write(
+        self, function: Callable[[Session, Sequence[T]], Sequence[R | Exception]], item: T
+    ) -> R:
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Write(lambda session: function(session, *args, **kwargs), future))
+        self._waiting.append(_Write(function, item, future))
         if self._draining is None or self._draining.done():
             self._draining = asyncio.create_task(self._drain())
         return await future
@@ -145,64 +169,70 @@ class AsyncDatabase:
                 await loop.run_in_executor(self._writer, self._commit, batch)
             except BaseException as error:
                 for write in batch:
-                    write.error = error
+                    write.outcome = error
                 raise
             finally:
                 for write in batch:
                     write.tell()
 
-    def _commit(self, batch: "list[_Write[Any]]") -> None:
+    def _commit(self, batch: "list[_Write]") -> None:
         if len(batch) > 1:
+            groups: dict[Any, list[_Write]] = {}
+            for write in batch:
+                groups.setdefault(write.function, []).append(write)
             try:
                 with self._database.connect_to_write() as connection:
-                    for write in batch:
-                        write.run_in_savepoint(connection)
+                    for group in groups.values():
+                        joined = Session(
+                            connection,
+                            expire_on_commit=False,
+                            join_transaction_mode="create_savepoint",
+                        )
+                        with joined as session:
+                            _run(session, group)
                 return
             except SQLAlchemyError:
                 # The commit failed, or a deadlock took the whole transaction with it: nothing of
                 # it is there. Each by itself then, so that it gets its own answer.
                 pass
         for write in batch:
-            write.run_alone(self._database)
+            try:
+                with self._database.session_to_write() as session:
+                    _run(session, [write])
+            except SQLAlchemyError as error:
+                write.outcome = error
 
 
 @dataclass
-class _Write(Generic[R]):
-    """A function that waits for its transaction, and what came of it."""
+class _Write:
+    """A call that waits for its transaction, and what came of it."""
 
-    function: Callable[[Session], R]
-    future: "asyncio.Future[R]"
-    result: R | None = None
-    error: BaseException | None = None
-
-    def run_in_savepoint(self, connection: Connection) -> None:
-        joined = Session(
-            connection, expire_on_commit=False, join_transaction_mode="create_savepoint"
-        )
-        self.error = None
-        try:
-            with joined as session, session.begin():
-                self.result = self.function(session)
-        except SQLAlchemyError:
-            raise
-        except Exception as error:  # the function's own answer, such as "the queue is full"
-            self.error = error
-
-    def run_alone(self, database: Database) -> None:
-        self.error = None
-        try:
-            with database.write() as session:
-                self.result = self.function(session)
-        except Exception as error:
-            self.error = error
+    function: Callable[[Session, Sequence[Any]], Sequence[Any]]
+    item: Any
+    future: "asyncio.Future[Any]"
+    outcome: Any = None
+    """What it returned, or what is to be raised."""
 
     def tell(self) -> None:
         if self.future.done():
             return
-        if self.error is not None:
-            self.future.set_exception(self.error)
+        if isinstance(self.outcome, BaseException):
+            self.future.set_exception(self.outcome)
         else:
-            self.future.set_result(self.result)  # type: ignore[arg-type]  # R, once it has run
+            self.future.set_result(self.outcome)
+
+
+def _run(session: Session, group: list[_Write]) -> None:
+    """One call for all of ``group``. Raises `SQLAlchemyError`; other errors are outcomes."""
+    try:
+        with session.begin():
+            outcomes = group[0].function(session, [write.item for write in group])
+    except SQLAlchemyError:
+        raise
+    except Exception as error:  # the function's own answer, such as "unknown request"
+        outcomes = [error] * len(group)
+    for write, outcome in zip(group, outcomes, strict=True):
+        write.outcome = outcome
 
 
 def _prepare(engine: Engine) -> None:

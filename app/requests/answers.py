@@ -5,13 +5,18 @@ from typing import Any, Protocol, TypedDict
 from app.db.models import State
 
 
-class RequestRow(Protocol):
-    """The columns that are read here, of an ORM object or of a plain row."""
+class Named(Protocol):
+    """What a request's URLs are made of."""
 
     @property
     def id(self) -> Any: ...
     @property
     def app(self) -> Any: ...
+
+
+class Timed(Protocol):
+    """The columns that tell how long it took, of an ORM object or of a plain row."""
+
     @property
     def state(self) -> Any: ...
     @property
@@ -30,13 +35,13 @@ class Urls(TypedDict):
     cancel_url: str
 
 
-def urls(public_url: str, row: RequestRow) -> Urls:
+def urls(public_url: str, row: Named) -> Urls:
     """Of one request."""
     base = f"{public_url}/{row.app}/requests/{row.id}"
     return {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
 
 
-def metrics_of(row: RequestRow) -> dict[str, float]:
+def metrics_of(row: Timed) -> dict[str, float]:
     """fal's ``inference_time``: what the work took, or for a failure how long it was tried."""
     if row.state != State.COMPLETED or row.finished_at is None:
         return {}

@@ -18,6 +18,8 @@ IDLE_S: Final = 5.0
 RETRY_S: Final = 1.0
 """Pause after a broker's refusal; doubled up to `RETRY_AT_MOST_S`."""
 RETRY_AT_MOST_S: Final = 30.0
+BURST_PAUSE_S: Final = 0.25
+"""Between full batches of wake-ups: the broker's client takes most of a millisecond for each."""
 SWEEP_EVERY_S: Final = 900.0
 ENDED_BEFORE_S: Final = 600.0
 """When checkpoints of an ended request go: a worker that lost its lease has noticed by then."""
@@ -62,6 +64,8 @@ class Publisher:
         if sent:
             await self._database.write(outbox.mark, sent)
         if len(wakes) >= outbox.BATCH:
+            # Workers need far fewer than there are submits in a burst, and those come first.
+            await asyncio.sleep(BURST_PAUSE_S)
             self._work.set()
         return len(sent) == len(wakes)
 

@@ -25,8 +25,8 @@ REPEAT_AFTER_S = 30.0
 REPEAT_AT_MOST_S = 600.0
 REPEAT_HEAD = 8
 """Only the head of a queue is repeated. A wake-up names no request, so the ones behind follow."""
-BATCH = 100
-"""First wake-ups per pass."""
+BATCH = 32
+"""First wake-ups per pass: more than workers that could take them."""
 
 IN_ORDER = (Request.priority, Request.number)
 """Normal before low, then the oldest."""

@@ -132,7 +132,8 @@ def in_loop(path: Path, story: Callable[[AsyncDatabase], Any]) -> None:
     asyncio.run(run())
 
 
-NEW = repository.NewRequest(owner=OWNER, input={}, **MODE)
+def new() -> repository.NewRequest:
+    return repository.NewRequest(owner=OWNER, input={}, **MODE)
 
 
 def test_publisher_survives_an_outage(
@@ -146,11 +147,11 @@ def test_publisher_survives_an_outage(
         broker = Broker()
         publisher = Publisher(database, broker)
         task = asyncio.create_task(publisher.run())
-        await database.write(repository.add, NEW)
+        await database.write(repository.add, new())
         publisher.notify()
         await until(lambda: broker.sent == ["cpu"])
         broker.down = True
-        await database.write(repository.add, NEW)
+        await database.write(repository.add, new())
         publisher.notify()
         await asyncio.sleep(0.2)
         assert not task.done()
@@ -167,7 +168,7 @@ def test_reaper_task_reaps_and_notifies(migrated_sqlite: Path, tmp_path: Path) -
     path.write_bytes(migrated_sqlite.read_bytes())
 
     async def story(database: AsyncDatabase) -> None:
-        added = await database.write(repository.add, NEW)
+        added = await database.write(repository.add, new())
         held = await database.write(lifecycle.claim, Stage.PREPARE, "w", -1.0)
         assert held is not None
         assert held.request_id == added.id
