@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from app.auth import Authenticator
 from app.db.engine import AsyncDatabase
 from app.errors import InvalidInput
+from app.hosts import RUN_PREFIX
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
 from app.requests.body import read_json_bytes
@@ -54,6 +55,10 @@ def _add(
         return await database.read(estimate, mode, given, model)
 
     for path in (mode.id, mode.path):
+        # A client's synchronous run of it: there is nothing to wait for.
+        router.add_api_route(
+            f"{RUN_PREFIX}/{path}/estimate", by_body, methods=["POST"], include_in_schema=False
+        )
         for method, endpoint in (("GET", by_query), ("POST", by_body)):
             router.add_api_route(
                 f"/{path}/estimate",

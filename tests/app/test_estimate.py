@@ -68,7 +68,7 @@ def of(
 
 
 @pytest.mark.parametrize("mode", modes.all(), ids=lambda mode: mode.path)
-@pytest.mark.parametrize("form", ["/{path}/estimate", "/{id}/estimate"])
+@pytest.mark.parametrize("form", ["/{path}/estimate", "/{id}/estimate", "/run/{id}/estimate"])
 def test_every_mode_by_body(shared_gateway: Gateway, mode: Any, form: str) -> None:
     body = {**example(mode), "number_of_steps": 2000}
     reply = shared_gateway.client.post(form.format(path=mode.path, id=mode.id), json=body)
