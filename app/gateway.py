@@ -23,7 +23,7 @@ from app.keys.opening import require_key
 from app.logging import configure
 from app.openapi import routes as openapi
 from app.openapi.document import document_of
-from app.requests import namespaces
+from app.requests import estimate_endpoints, namespaces
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
 from app.requests.listing import listing_router
@@ -113,6 +113,7 @@ def create_app(
     for router in (
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
         listing_router(database, settings.public_url, authenticate),
+        estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
         _health(database),
         router_for(storage, settings, authenticate, database),
         jwks_router(database, KeyRing.of(settings)),
