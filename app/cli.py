@@ -44,6 +44,8 @@ def serve() -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
         log_level=logging.WARNING,
         log_config=None,
         server_header=False,
