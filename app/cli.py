@@ -1,12 +1,12 @@
 """`reelsmith`: the service's command line."""
 
-import logging
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from app.client import commands
 from app.settings import Settings
 
 main = typer.Typer(
@@ -35,23 +35,11 @@ def up() -> None:
 @main.command()
 def serve() -> None:
     """Run the gateway alone (the workers run elsewhere)."""
-    import uvicorn
-
+    from app import server
     from app.gateway import create_app
 
     settings = Settings()
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-        log_level=logging.WARNING,
-        log_config=None,
-        server_header=False,
-        h11_max_incomplete_event_size=64 * 1024,
-        timeout_graceful_shutdown=10,
-    )
+    server.run(create_app(settings), settings)
 
 
 @main.command()
@@ -73,6 +61,9 @@ def demo(
     from app.demo import run
 
     raise typer.Exit(run(out))
+
+
+commands.register(main)
 
 
 if __name__ == "__main__":

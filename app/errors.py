@@ -11,6 +11,7 @@ ServiceError
 │   ├── BodyTooLarge        413
 │   ├── UnsupportedBody     415
 │   ├── QueueFull           429
+│   ├── RunTimeout          504
 │   └── Unavailable         503  database or store can't be reached
 └── InvalidInput            422  fal's list of details, one per wrong field
 
@@ -134,6 +135,21 @@ class QueueFull(RequestError):
 
     status = 429
     error_type = "queue_full"
+
+
+class RunTimeout(RequestError):
+    """A run waited as long as it may; the request goes on."""
+
+    status = 504
+    error_type = "run_timeout"
+
+    def __init__(self, detail: str, headers: Mapping[str, str]) -> None:
+        # Both clients repeat a 504 without this header: a second training.
+        super().__init__(detail, {TIMEOUT_TYPE: "user", RETRYABLE: "false", **headers})
+
+    def body(self) -> dict[str, Any]:
+        # fal's JavaScript client shows ``message``, and "Gateway Timeout" without it.
+        return {**super().body(), "message": self.detail}
 
 
 class Unavailable(RequestError):

@@ -15,12 +15,16 @@ from sqlalchemy.orm import Session
 from app import modes, replies
 from app.auth import Authenticator
 from app.broker import Waker, make_celery
+from app.cors import CrossOrigin
 from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.errors import Unavailable
+from app.hosts import Hosts
 from app.logging import configure
+from app.requests import namespaces
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
+from app.requests.listing import listing_router
 from app.requests.outbox import Send
 from app.requests.polls import StatusPolls, StatusReader
 from app.requests.service import RequestService
@@ -56,13 +60,19 @@ def create_app(
     )
     sweeper = Sweeper(storage, database)
     authenticate = Authenticator.of(settings)
-    service = RequestService(database, settings.public_url, publisher.notify)
+    service = RequestService(
+        database, settings.public_url, publisher.notify, settings.dedupe_window_s
+    )
+
+    parts = (publisher, reaper, sweeper, service.watcher)
+
+    parts = (publisher, reaper, sweeper, service.watcher)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(upgrade, settings.database_url)
         publisher.notify()
-        tasks = [asyncio.create_task(part.run()) for part in (publisher, reaper, sweeper)]
+        tasks = [asyncio.create_task(part.run()) for part in parts]
         log.info("gateway.started", public_url=settings.public_url, model=settings.model)
         try:
             yield
@@ -77,6 +87,8 @@ def create_app(
         version=VERSION,
         lifespan=lifespan,
         redirect_slashes=False,
+        # Our own log has a line for every call; asking for it costs a tenth of a status poll.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.add_middleware(
         StatusPolls,
@@ -85,10 +97,18 @@ def create_app(
         authenticate=authenticate,
         public_url=settings.public_url,
     )
-    replies.install(app)
-    app.include_router(_health(database))
-    app.include_router(make_router(modes.all(), service, authenticate, storage))
-    app.include_router(router_for(storage, settings, authenticate), include_in_schema=False)
+    app.state.watcher = service.watcher
+    app.add_middleware(Hosts, run_hosts=settings.run_hosts)
+    replies.install(app, CrossOrigin.of(settings))
+    for router in (
+        make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
+        listing_router(database, settings.public_url, authenticate),
+        _health(database),
+        router_for(storage, settings, authenticate),
+        namespaces.make_router(authenticate),
+    ):
+        # Flat: an included router is searched twice for every call.
+        app.router.routes.extend(router.routes)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 

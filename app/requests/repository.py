@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, Float, and_, bindparam, func, insert, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from app.clock import db_now
-from app.db.models import RANK, Event, LogLine, Priority, Request, State
+from app.db.models import RANK, Event, LogLine, Priority, Purpose, Request, State
 
 LOG_WINDOW = 2_000
 """Newest lines that a status carries: clients poll ten times a second."""
@@ -37,6 +37,9 @@ class NewRequest:
     no_retry: bool = False
     webhook_url: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    purpose: Purpose = Purpose.TRAIN
+    idempotency_key: str | None = None
+    body_sha256: str | None = None
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
@@ -62,6 +65,9 @@ def add_all(session: Session, new: Iterable[NewRequest]) -> None:
             "no_retry": one.no_retry,
             "webhook_url": one.webhook_url,
             "tags": dict(one.tags),
+            "purpose": one.purpose,
+            "idempotency_key": one.idempotency_key,
+            "body_sha256": one.body_sha256,
             "storage_prefix": f"requests/{one.id}-{secrets.token_hex(PREFIX_RANDOM_BYTES)}",
         }
         for one in new
@@ -110,6 +116,34 @@ def log_lines(session: Session, request_id: str) -> Sequence[LogLine]:
     return newest[::-1]
 
 
+def log_lines_after(session: Session, request_id: str, after: int) -> Sequence[LogLine]:
+    """The first `LOG_WINDOW` lines whose id is above ``after``, oldest first."""
+    return session.scalars(
+        select(LogLine)
+        .where(LogLine.request_id == request_id, LogLine.id > after)
+        .order_by(LogLine.id)
+        .limit(LOG_WINDOW)
+    ).all()
+
+
+def watched(session: Session, ids: Sequence[str]) -> list[tuple[Request, int | None, int]]:
+    """(row, its position while it is queued, id of its newest log line or 0) of each request.
+
+    The rows come without their large columns.
+    """
+    newest_line = (
+        select(func.max(LogLine.id)).where(LogLine.request_id == Request.id).scalar_subquery()
+    )
+    large = (Request.input, Request.prepared, Request.result_body, Request.tags)
+    found = session.execute(
+        select(Request, newest_line)
+        .where(Request.id.in_(ids))
+        .options(*(defer(column) for column in large))
+    ).all()
+    positions = _positions(session, [row.id for row, _ in found if row.state == State.QUEUED])
+    return [(row, positions.get(row.id), line or 0) for row, line in found]
+
+
 def events(session: Session, request_id: str, after: int) -> Sequence[Event]:
     """The first `EVENTS_PAGE` events whose id is above ``after``."""
     return session.scalars(
@@ -131,6 +165,19 @@ def ended_prefixes(session: Session, before_s: float) -> Sequence[str]:
         )
         .order_by(Request.finished_at)
     ).all()
+
+
+def _positions(session: Session, ids: Sequence[str]) -> dict[str, int]:
+    """`position` of many queued requests, in one query."""
+    if not ids:
+        return {}
+    number = func.row_number().over(order_by=(Request.priority, Request.number))
+    queue = (
+        select(Request.id, number.label("number")).where(Request.state == State.QUEUED).subquery()
+    )
+    found = session.execute(select(queue.c.id, queue.c.number).where(queue.c.id.in_(ids)))
+    # One that was claimed since it was looked up was the next.
+    return dict.fromkeys(ids, 0) | {id: number - 1 for id, number in found}
 
 
 def _before(row: Request) -> ColumnElement[bool]:

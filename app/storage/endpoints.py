@@ -24,7 +24,7 @@ from app.settings import Settings
 from app.storage import multipart
 from app.storage.base import Storage, StoredObject, random_part, safe_file_name
 from app.storage.factory import make_signer
-from app.storage.responses import CORS, PREFLIGHT, file_response
+from app.storage.responses import file_response
 from app.storage.signing import READ, WRITE, UrlSigner
 
 Owner = Callable[[Request], Awaitable[str]]
@@ -94,7 +94,7 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
 
     by_owner = [Depends(owner)]
     by_uploader = [Depends(uploader)]
-    router = APIRouter(tags=["files"])
+    router = APIRouter(tags=["files"], include_in_schema=False)
 
     def file_url(key: str) -> str:
         return signer.read_url(key, expires_s=settings.url_expiry_s)
@@ -173,7 +173,7 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
             raise BadRequest(f"Parts are numbered 1 to {multipart.MAX_PARTS}.")
         limit = min(max_bytes, multipart.MAX_PART_BYTES)
         etag = multipart.etag_of(await store(request, found.part_key(number), None, limit))
-        return JSONResponse({"partNumber": number, "etag": etag}, headers={**CORS, "ETag": etag})
+        return JSONResponse({"partNumber": number, "etag": etag}, headers={"ETag": etag})
 
     @router.post("/files/{grant}/{key:path}/multipart/{upload_id}/complete")
     async def complete(request: Request, key: str, upload_id: str) -> dict[str, str]:
@@ -197,12 +197,7 @@ def router_for(storage: Storage, settings: Settings, owner: Owner) -> APIRouter:
         """The bytes of an upload, permitted by the URL alone."""
         _check_grant(signer, WRITE, grant, key)
         stored = await store(request, key, content_type, max_bytes)
-        return JSONResponse({}, headers={**CORS, "ETag": f'"{stored.sha256}"'})
-
-    @router.options("/files/{grant}/{key:path}")
-    async def preflight() -> Response:
-        """A browser asks before it sends a PUT or a range to another origin."""
-        return Response(status_code=204, headers={**CORS, **PREFLIGHT})
+        return JSONResponse({}, headers={"ETag": f'"{stored.sha256}"'})
 
     @router.api_route("/files/{grant}/{key:path}", methods=["GET", "HEAD"])
     async def read(request: Request, grant: str, key: str, name: str = "") -> Response:

@@ -11,19 +11,7 @@ from app.storage.base import Storage, StoredObject, attachment
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
-CORS: Final = {
-    # A file needs no credentials but its URL, so any page may use it.
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Expose-Headers": "Content-Disposition, Content-Length, Content-Range, ETag",
-}
-PREFLIGHT: Final = {
-    "Access-Control-Allow-Methods": "GET, HEAD, PUT, POST",
-    "Access-Control-Allow-Headers": "*, Authorization",
-    "Access-Control-Max-Age": "86400",
-}
-
 _SAFE_HEADERS: Final = {
-    **CORS,
     "Accept-Ranges": "bytes",
     "Cache-Control": "private, max-age=3600",
     "Content-Security-Policy": "default-src 'none'; sandbox",

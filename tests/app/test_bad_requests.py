@@ -196,6 +196,9 @@ PATHS: list[tuple[str, str, int]] = [
     ("POST", "/t2v%0d%0aset-cookie:a=b", 404),
     ("GET", "/%ff%fe", 404),
     ("GET", "/workflows/me/x/requests/1/status", 404),
+    ("POST", "/t2v/stream", 404),
+    ("POST", "/run/fal-ai/ltx23-trainer-v2/t2v/stream", 404),
+    ("GET", "/run/t2v", 405),
     ("GET", "/t2v", 405),
     ("PUT", "/t2v", 405),
     ("OPTIONS", "/t2v", 405),
@@ -216,14 +219,30 @@ PATHS: list[tuple[str, str, int]] = [
 
 @pytest.mark.parametrize(("method", "path", "status"), PATHS, ids=lambda value: str(value)[:50])
 def test_paths(shared_gateway: Gateway, method: str, path: str, status: int) -> None:
-    reply = shared_gateway.client.request(
-        method, path, headers={"origin": "null"}, follow_redirects=False
-    )
+    reply = shared_gateway.client.request(method, path, follow_redirects=False)
     assert reply.status_code == status
+    assert (
+        method == "HEAD"
+        or reply.json() == {"status": "NOT_FOUND"}
+        or (reply.json()["error_type"] == reply.headers["x-fal-error-type"])
+    )
     assert "set-cookie" not in reply.headers
     assert "access-control-allow-origin" not in reply.headers
     assert "x-fal-request-id" in reply.headers
     assert len(reply.content) < 1_000
+
+
+@pytest.mark.parametrize("namespace", ["workflows", "comfy", "run/workflows"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("below", ["me/x", "me/x/requests/1", "me/x/requests/1/status", "me/x/"])
+def test_namespaces_are_routed(
+    shared_gateway: Gateway, namespace: str, method: str, below: str
+) -> None:
+    """C45."""
+    reply = shared_gateway.client.request(method, f"/{namespace}/{below}")
+    assert reply.status_code == 404
+    if method != "HEAD":
+        assert ("requests" in below) == (reply.json() == {"status": "NOT_FOUND"})
 
 
 def test_a_bug_is_a_500_without_its_reason(

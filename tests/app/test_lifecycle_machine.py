@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy import func, select
 
 from app.db.engine import Database
-from app.db.models import Attempt, Priority, Request, Stage, State
+from app.db.models import Attempt, Priority, Purpose, Request, Stage, State
 from app.requests import lifecycle, outbox, reaper, repository
 from app.requests.lifecycle import Claim, LeaseLost
 from tests.app.conftest import OWNER, emptied, put, row, submit
@@ -30,6 +30,7 @@ class Model:
     id: str
     low: bool
     number: int
+    check: bool = False
     state: State = State.QUEUED
     stage: Stage = Stage.PREPARE
     used: int = 0
@@ -73,11 +74,12 @@ class Requests(RuleBasedStateMachine):
         model.state = State.COMPLETED
         model.end = columns(self.database, model.id)
 
-    @rule(low=st.booleans())
-    def submit(self, low: bool) -> None:
+    @rule(low=st.booleans(), check=st.booleans())
+    def submit(self, low: bool, check: bool) -> None:
         priority = Priority.LOW if low else Priority.NORMAL
-        request_id = submit(self.database, priority=priority)
-        self.models[request_id] = Model(request_id, low, len(self.models))
+        purpose = Purpose.CHECK if check else Purpose.TRAIN
+        request_id = submit(self.database, priority=priority, purpose=purpose)
+        self.models[request_id] = Model(request_id, low, len(self.models), check)
 
     @rule(stage=st.sampled_from(LATER))
     def claim(self, stage: Stage) -> None:
@@ -88,6 +90,7 @@ class Requests(RuleBasedStateMachine):
             expected.state, expected.held = State.RUNNING, found
             expected.used += 1
             assert found.attempts_used == expected.used <= LIMIT
+            assert (found.purpose == Purpose.CHECK) == expected.check
             self.claims.append(found)
 
     @precondition(lambda self: any(model.held for model in self.models.values()))
@@ -95,6 +98,12 @@ class Requests(RuleBasedStateMachine):
     def work(self, data: Any, write: str) -> None:
         owners = [model for model in self.models.values() if model.held]
         model = data.draw(st.sampled_from(owners))
+        if model.check and write == "advance":
+            before = columns(self.database, model.id)
+            with pytest.raises(AssertionError, match="never trained"):
+                self.do(WRITES[write], model.held)
+            assert columns(self.database, model.id) == before
+            return
         self.do(WRITES[write], model.held)
         if write == "release":
             model.used -= 1
@@ -187,6 +196,14 @@ class Requests(RuleBasedStateMachine):
             ).all()
         running = {model.id for model in self.models.values() if model.held}
         assert {row[0]: row[1] for row in open_attempts} == dict.fromkeys(running, 1)
+
+    @invariant()
+    def a_check_is_never_trained(self) -> None:
+        with self.database.read() as session:
+            trained = session.scalars(
+                select(Attempt.request_id).where(Attempt.stage == Stage.TRAIN)
+            )
+            assert not any(self.models[request_id].check for request_id in trained)
 
     @invariant()
     def the_end_is_final(self) -> None:

@@ -1,0 +1,53 @@
+"""The gateway as a process."""
+
+import logging
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+
+from app.settings import Settings
+
+GRACE_S: Final = 10
+"""For replies that are being made when the process is told to stop."""
+
+
+class Server(uvicorn.Server):
+    """Ends waiting replies (streams, runs) when it stops: they would use up the grace."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app = self.config.app
+        if isinstance(app, FastAPI):
+            app.state.watcher.close()
+        await super().shutdown(sockets)
+
+
+def configured(
+    app: FastAPI, host: str, port: int, tls_cert: Path | None = None, tls_key: Path | None = None
+) -> Server:
+    """A server for ``app``, of HTTPS where a certificate is given; logs are the app's own."""
+    return Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            ssl_certfile=tls_cert,
+            ssl_keyfile=tls_key,
+            log_level=logging.WARNING,
+            log_config=None,
+            server_header=False,
+            h11_max_incomplete_event_size=64 * 1024,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+
+
+def run(app: FastAPI, settings: Settings) -> None:
+    """Until a signal ends it."""
+    server = configured(app, settings.host, settings.port, settings.tls_cert, settings.tls_key)
+    server.run()
+    if not server.started:
+        sys.exit(3)
