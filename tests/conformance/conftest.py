@@ -11,11 +11,14 @@ import pytest
 
 from tests.conformance.clients import HERE, JavaScript, Python
 from tests.conformance.gateway import Gateway, Worker, running
+from tests.conformance.receiver import Receiver
 from tests.conformance.tls import Certificates, make_certificates
 from tests.conformance.wire import ConnectProxy, Hop, wire
 
 NODE_AT_LEAST = 20
 INSTALL_LIMIT_S = 300
+RUN_WAIT_S = 5
+"""How long a synchronous run waits here: C47 waits for its end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,16 +40,28 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(scope="session")
+def receiver() -> Iterator[Receiver]:
+    """Of webhooks, on this machine."""
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+def webhooks_to(receiver: Receiver) -> dict[str, str]:
+    """The settings that permit a receiver on a private address."""
+    return {
+        "REELSMITH_WEBHOOK_ALLOW_PRIVATE_HOSTS": "127.0.0.1",
+        "REELSMITH_WEBHOOK_EXTRA_PORTS": str(receiver.port),
+    }
+
+
+@pytest.fixture(scope="session")
 def gateway(
-    certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
+    certificates: Certificates, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Gateway]:
-    with running(
-        tmp_path_factory.mktemp("gateway"), certificates, **WEBHOOKS_TO_THIS_MACHINE
-    ) as gateway:
+    env = {**webhooks_to(receiver), "REELSMITH_RUN_WAIT_S": str(RUN_WAIT_S)}
+    with running(tmp_path_factory.mktemp("gateway"), certificates, **env) as gateway:
         yield gateway
-
-
-WEBHOOKS_TO_THIS_MACHINE = {"REELSMITH_WEBHOOK_ALLOW_PRIVATE_HOSTS": "127.0.0.1,localhost"}
 
 
 @pytest.fixture(scope="session")

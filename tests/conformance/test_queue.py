@@ -1,11 +1,14 @@
 """A request's life as the clients see it: C1-C6, C10, C13, C17, C20, C22-C26, C45."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from tests.conformance import two_part_mode
 from tests.conformance.clients import JavaScript, Python
 from tests.conformance.gateway import (
     ALICE,
@@ -59,35 +62,43 @@ def test_c02_javascript_finds_it_under_the_url_that_it_builds(
     assert status["status"] == "IN_QUEUE"
 
 
-def test_c03_two_part_sub_path(certificates: Certificates, home: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def two_part() -> Iterator[str]:
+    """The id of a mode with a two-part sub path, known to this process as well."""
+    two_part_mode.register()
+    yield f"{APP}/{two_part_mode.PATH}"
+    two_part_mode.unregister()
+
+
+def test_c03_two_part_sub_path(
+    two_part: str, certificates: Certificates, home: Path, tmp_path: Path
+) -> None:
     """With a mode of that shape put into the registry: the product has none (README.md)."""
-    app = f"{APP}/ic-lora/v2v"
     command = ("-m", "tests.conformance.two_part_mode")
     with (
         running(tmp_path, certificates, command) as gateway,
         wire(certificates, gateway.settings.port) as (proxy, _, _),
+        contextlib.closing(Worker(gateway)) as worker,
     ):
         python = Python(proxy.url, certificates.ca, home)
-        worker = Worker(gateway)
-        try:
-            found = python(
-                """
-                handle = fal_client.submit(given.app, given.body)
-                tell([handle, fal_client.status(given.app, handle.request_id)])
-                """,
-                key=ALICE,
-                app=app,
-                body=VALID,
-            )
-            handle, status = found
-            assert urlsplit(handle["status_url"]).path == (
-                f"/{APP}/requests/{handle['request_id']}/status"
-            )
-            assert status == {"is": "Queued", "position": 0}
-            row = worker.row(handle["request_id"])
-            assert (row.endpoint, row.app, row.mode) == (app, APP, "ic-lora/v2v")
-        finally:
-            worker.close()
+        client = python.start(
+            """
+            handle = fal_client.submit(given.app, given.body)
+            tell([handle, fal_client.status(given.app, handle.request_id)])
+            tell(fal_client.result(given.app, handle.request_id))
+            """,
+            key=ALICE,
+            app=two_part,
+            body=VALID,
+        )
+        handle, status = client.told()
+        request_id = handle["request_id"]
+        assert urlsplit(handle["status_url"]).path == f"/{APP}/requests/{request_id}/status"
+        assert status == {"is": "Queued", "position": 0}
+        job = worker.run(request_id)
+        assert (job.claim.endpoint, job.claim.mode) == (two_part, two_part_mode.PATH)
+        job.complete()
+        assert request_id in client.end()[-1]["lora_file"]["url"]
 
 
 def test_c04_position_in_the_queue(python: Python, s: httpx.Client, worker: Worker) -> None:
@@ -354,14 +365,13 @@ def test_c26_no_longer_queue_than_the_caller_wants(s: httpx.Client, worker: Work
     assert len([row for row in worker.rows() if row.state == "queued"]) == 4
 
 
-@pytest.mark.parametrize("path", ["status", "cancel", ""])
-def test_c45_ids_with_a_namespace_are_routed(python: Python, s: httpx.Client, path: str) -> None:
+def test_c45_ids_with_a_namespace_are_routed(python: Python, s: httpx.Client) -> None:
     found = python(
         "tell(caught(lambda: fal_client.status('workflows/me/x', given.id)))", key=ALICE, id=UNKNOWN
     )
     assert found["status"] == 404
     assert "NOT_FOUND" in found["text"]
-    url = f"/workflows/me/x/requests/{UNKNOWN}/{path}".rstrip("/")
-    response = s.request("PUT" if path == "cancel" else "GET", url)
-    assert response.status_code == 404
-    assert response.json()["status"] == "NOT_FOUND"
+    for method, suffix in (("GET", "/status"), ("GET", ""), ("PUT", "/cancel")):
+        response = s.request(method, f"/workflows/me/x/requests/{UNKNOWN}{suffix}")
+        assert response.status_code == 404
+        assert response.json()["status"] == "NOT_FOUND"

@@ -12,8 +12,13 @@ PATH = "ic-lora/v2v"
 
 
 def register() -> None:
+    """Also for the test, whose worker bills by the mode."""
     t2v = modes.by_path("t2v")
     modes._BY_PATH[PATH] = dataclasses.replace(t2v, path=PATH, id=f"{t2v.app}/{PATH}")
+
+
+def unregister() -> None:
+    del modes._BY_PATH[PATH]
 
 
 if __name__ == "__main__":

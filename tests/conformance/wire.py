@@ -230,9 +230,11 @@ def wire(certificates: Certificates, gateway_port: int) -> Iterator[tuple[Connec
         proxy, counting = ConnectProxy(gateway_port), ConnectProxy(hop.port)
         loop.run(proxy.start())
         loop.run(counting.start())
-        yield proxy, hop, counting.url
-        for listener in (counting, proxy, hop):
-            loop.run(listener.close())
+        try:
+            yield proxy, hop, counting.url
+        finally:
+            for listener in (counting, proxy, hop):
+                loop.run(listener.close())
     finally:
         loop.close()
 
