@@ -22,7 +22,17 @@ class Server(uvicorn.Server):
         app = self.config.app
         if isinstance(app, FastAPI):
             app.state.watcher.close()
+        if self.config.is_ssl:
+            self._drop_idle()
         await super().shutdown(sockets)
+
+    def _drop_idle(self) -> None:
+        """TLS is ended by both sides, and a client that waits for nothing does not look: each of
+        its open connections would use up the grace."""
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is None or cycle.response_complete:
+                connection.transport.abort()
 
 
 def configured(
