@@ -31,6 +31,7 @@ EXPOSED: Final = ", ".join(
         "x-fal-retryable",
         "x-fal-request-timeout-type",
         "x-fal-served-from",
+        "idempotent-replayed",
         "retry-after",
         "accept-ranges",
         "content-disposition",
