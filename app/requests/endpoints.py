@@ -15,8 +15,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from app.auth import Authenticator
+from app.db.models import Purpose, State
 from app.db.models import Request as Row
-from app.db.models import State
 from app.errors import (
     BILLABLE_UNITS,
     ERROR_TYPE,
@@ -35,6 +35,7 @@ from app.requests import lifecycle, schemas
 from app.requests.body import read_json_bytes
 from app.requests.files import read_report, signed
 from app.requests.options import SubmitOptions, wants
+from app.requests.repeats import REPLAYED
 from app.requests.run import wait_for_end
 from app.requests.service import Asked, RequestService
 from app.requests.stream import follow
@@ -42,6 +43,13 @@ from app.storage import Storage
 
 ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MAX_EVENT_ID: Final = (1 << 63) - 1
+CHECK: Final = "check"
+"""Below a mode's path: the same body, prepared and reported on, but not trained."""
+CHECK_SUMMARY: Final = (
+    "Takes the body of a training and prepares its dataset as the training would, without training "
+    "and for free. The result is the dataset report; what a training would refuse, this refuses "
+    "with the same 422. A training submitted afterwards uses what was prepared here."
+)
 
 Endpoint = Callable[..., Awaitable[Response]]
 
@@ -66,7 +74,8 @@ def make_router(
     router = APIRouter()
     modes = tuple(modes)
     for mode in modes:
-        _add_submit(router, mode, service, authenticate, storage, run_wait_s)
+        for purpose in Purpose:
+            _add_submit(router, mode, purpose, service, authenticate, storage, run_wait_s)
     for prefix, app in prefixes_of(modes).items():
         _add_queue(router, prefix, app, service, authenticate, storage)
     return router
@@ -77,39 +86,48 @@ def prefixes_of(modes: Iterable[AnyMode]) -> dict[str, str]:
     prefixes: dict[str, str] = {}
     for mode in modes:
         prefixes |= {mode.app: mode.app, mode.id: mode.app, mode.path: mode.app}
+        prefixes |= {f"{mode.id}/{CHECK}": mode.app, f"{mode.path}/{CHECK}": mode.app}
     return prefixes
 
 
 def _add_submit(
     router: APIRouter,
     mode: AnyMode,
+    purpose: Purpose,
     service: RequestService,
     authenticate: Authenticator,
     storage: Storage,
     run_wait_s: float,
 ) -> None:
-    async def accept(request: Request, owner: str) -> schemas.Submitted:
+    is_check = purpose == Purpose.CHECK
+    action, suffix = ("check", f"/{CHECK}") if is_check else ("submit", "")
+
+    async def accept(request: Request, owner: str) -> tuple[schemas.Submitted, bool]:
         options = SubmitOptions.of(request)
         body = await read_json_bytes(request)
         try:
             given = mode.request_model.model_validate_json(body)
         except ValidationError as error:
             raise InvalidInput.of(error) from None
-        return await service.submit(mode, owner, given, options)
+        return await service.submit(mode, owner, given, options, purpose)
 
     async def submit(request: Request) -> Response:
-        submitted = await accept(request, await authenticate(request))
-        return _json(submitted, 200, submitted.request_id)
+        submitted, repeated = await accept(request, await authenticate(request))
+        answer = _json(submitted, 200, submitted.request_id)
+        if repeated:
+            answer.headers[REPLAYED] = "true"
+        return answer
 
-    async def run(request: Request, owner: Annotated[str, Depends(authenticate)]) -> Response:
-        submitted = await accept(request, owner)
+    async def run(request: Request) -> Response:
+        owner = await authenticate(request)
+        submitted, _ = await accept(request, owner)
         await wait_for_end(service, submitted, request.receive, run_wait_s)
         row = await service.get(Asked(mode.app, submitted.request_id, owner))
         return await _result_of(row, storage)
 
     document: dict[str, Any] = {
-        "summary": mode.title,
-        "description": mode.summary,
+        "summary": f"{mode.title}: check a dataset" if is_check else mode.title,
+        "description": CHECK_SUMMARY if is_check else mode.summary,
         "openapi_extra": {
             "requestBody": {
                 "required": True,
@@ -124,20 +142,21 @@ def _add_submit(
     for path in (mode.id, mode.path):
         name = f"{mode.path}_at_{path.replace('/', '_')}"
         router.add_api_route(
-            f"/{path}",
+            f"/{path}{suffix}",
             submit,
             methods=["POST"],
-            operation_id=f"submit_{name}",
+            operation_id=f"{action}_{name}",
             response_model=schemas.Submitted,
             route_class_override=DirectRoute,
             **document,
         )
         router.add_api_route(
-            f"{RUN_PREFIX}/{path}",
+            f"{RUN_PREFIX}/{path}{suffix}",
             run,
             methods=["POST"],
-            operation_id=f"run_{name}",
+            operation_id=f"run_{action}_{name}",
             response_model=dict[str, Any],
+            route_class_override=DirectRoute,
             include_in_schema=path == mode.id,
             **document,
         )

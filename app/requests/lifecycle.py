@@ -4,7 +4,7 @@ Every function takes a sync `Session` and is one part of the caller's transactio
 none commits. A worker's writes carry its lease token in their WHERE: when no row matches, the
 request is someone else's by now, and `LeaseLost` is raised with nothing written.
 
-    queued ──claim──> running ──advance──> queued (stage train)
+    queued ──claim──> running ──advance──> queued (stage train; a check has none)
       ^                 │ ├──complete / fail / cancelled──> completed
       └─release, fail (retryable), reap (lease expired)──┘
 """
@@ -18,7 +18,8 @@ from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.clock import db_now
-from app.db.models import Attempt, Event, LogLine, Outcome, Request, Stage, State
+from app.db.models import Attempt, Event, LogLine, Outcome, Purpose, Request, Stage, State
+from app.keys import limits
 
 LEASE_S = 60.0
 ATTEMPTS_LIMIT = 3
@@ -77,6 +78,7 @@ class Claim:
     prepared: dict[str, Any] | None
     no_retry: bool
     cancel_requested: bool
+    purpose: Purpose = Purpose.TRAIN
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def claim(
     """Take the next request of ``stage``: normal before low, then the oldest. None: no work.
 
     Passed over are requests past their start deadline, without attempts left, or with a cancel
-    asked for; the reaper ends those.
+    asked for; the reaper ends those. So are requests of owners that run as many as they may.
     """
+    full = limits.owners_at_limit(session)
     token = uuid.uuid4().hex
     next_id = (
         select(Request.id)
@@ -106,6 +109,7 @@ def claim(
             Request.stage == stage,
             Request.cancel_requested_at.is_(None),
             Request.attempts_used < attempts_limit,
+            Request.owner.not_in(full),
             may_start(),
         )
         .order_by(Request.priority, Request.number)
@@ -147,6 +151,7 @@ def claim(
         prepared=row.prepared,
         no_retry=row.no_retry,
         cancel_requested=row.cancel_requested_at is not None,
+        purpose=Purpose(row.purpose),
     )
 
 
@@ -184,6 +189,7 @@ def advance(session: Session, claim: Claim, prepared: Mapping[str, Any]) -> Stat
         `State.QUEUED`, or `State.COMPLETED` when a cancel had been asked for.
     """
     row = _owned(session, claim)
+    assert row.purpose != Purpose.CHECK, "a check is never trained"
     _end_attempt(session, claim.token, Outcome.ADVANCED)
     row.prepared = dict(prepared)
     if row.cancel_requested_at is None:
@@ -375,6 +381,8 @@ def finish_cancelled(row: Request) -> None:
 
 
 def _drop_lease(row: Request) -> None:
+    if row.state == State.RUNNING:
+        limits.slot_freed(row)
     row.lease_token = None
     row.lease_expires_at = None
     row.worker = None

@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from app.db.models import Priority
 from app.errors import InvalidInput
+from app.requests import repeats
 
 START_TIMEOUT_HEADERS: Final = ("x-fal-request-start-timeout", "x-fal-request-timeout")
 """The new name wins over the deprecated one."""
@@ -33,6 +34,7 @@ class SubmitOptions:
     webhook_url: str | None = None
     max_queue_length: int | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None
 
     @classmethod
     def of(cls, request: Request) -> "SubmitOptions":
@@ -46,6 +48,7 @@ class SubmitOptions:
             webhook_url=_webhook(request),
             max_queue_length=_max_queue_length(request),
             tags=_tags(headers.get("x-fal-tags", "")),
+            idempotency_key=repeats.key_of(request),
         )
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Float, and_, bindparam, func, insert, or_,
 from sqlalchemy.orm import Session, defer
 
 from app.clock import db_now
-from app.db.models import RANK, Event, LogLine, Priority, Request, State
+from app.db.models import RANK, Event, LogLine, Priority, Purpose, Request, State
 
 LOG_WINDOW = 2_000
 """Newest lines that a status carries: clients poll ten times a second."""
@@ -37,6 +37,9 @@ class NewRequest:
     no_retry: bool = False
     webhook_url: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    purpose: Purpose = Purpose.TRAIN
+    idempotency_key: str | None = None
+    body_sha256: str | None = None
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
@@ -62,6 +65,9 @@ def add_all(session: Session, new: Iterable[NewRequest]) -> None:
             "no_retry": one.no_retry,
             "webhook_url": one.webhook_url,
             "tags": dict(one.tags),
+            "purpose": one.purpose,
+            "idempotency_key": one.idempotency_key,
+            "body_sha256": one.body_sha256,
             "storage_prefix": f"requests/{one.id}-{secrets.token_hex(PREFIX_RANDOM_BYTES)}",
         }
         for one in new

@@ -54,6 +54,26 @@ class RequestStatus(Reference):
         return {key: value for key, value in found.items() if value is not None or key == "logs"}
 
 
+class Listed(Reference):
+    """A request as a list of them has it."""
+
+    endpoint: str
+    status: Status
+    stage: Literal["prepare", "train"]
+    progress: dict[str, Any] | None
+    created_at: str = Field(description="ISO 8601, UTC.")
+    finished_at: str | None
+    error: str | None
+    error_type: str | None
+
+
+class RequestList(BaseModel):
+    """The key's requests, the newest first."""
+
+    requests: list[Listed]
+    before: str | None = Field(description="Pass it as `before` for older ones; null: no more.")
+
+
 class LiveEvent(BaseModel):
     id: int
     ts: float = Field(description="Epoch seconds.")

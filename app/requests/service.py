@@ -8,11 +8,12 @@ from sqlalchemy.orm import Session
 
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
-from app.db.models import RANK, LogLine, Request, State
-from app.errors import QueueFull, UnknownRequest
+from app.db.models import RANK, LogLine, Purpose, Request, State
+from app.errors import InvalidInput, QueueFull, UnknownRequest
+from app.keys.limits import QueueRoom
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
-from app.requests import lifecycle, repository
+from app.requests import lifecycle, repeats, repository
 from app.requests.answers import metrics_of, urls
 from app.requests.options import SubmitOptions
 from app.requests.schemas import (
@@ -50,6 +51,21 @@ class Submit:
 
     new: repository.NewRequest
     max_queue_length: int | None = None
+    dedupe_window_s: float = 0.0
+
+    @property
+    def may_repeat(self) -> bool:
+        return self.new.idempotency_key is not None or self.dedupe_window_s > 0
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The request that a submit made, or found."""
+
+    id: str
+    app: str
+    position: int
+    repeated: bool = False
 
 
 class RequestService:
@@ -62,53 +78,71 @@ class RequestService:
         public_url: str,
         on_queued: Callable[[], None],
         check_webhook: Callable[[str], None],
+        dedupe_window_s: float = 0.0,
     ) -> None:
         self._database = database
         self._public_url = public_url
         self._on_queued = on_queued
         self._check_webhook = check_webhook
         self.watcher = Watcher(self.snapshots)
+        self._dedupe_window_s = dedupe_window_s
 
     async def submit(
-        self, mode: AnyMode, owner: str, request: TrainerRequest, options: SubmitOptions
-    ) -> Submitted:
+        self,
+        mode: AnyMode,
+        owner: str,
+        request: TrainerRequest,
+        options: SubmitOptions,
+        purpose: Purpose = Purpose.TRAIN,
+    ) -> tuple[Submitted, bool]:
         """Store the request; once this returns, nothing short of a lost disk loses it.
+
+        Returns:
+            Its answer, and whether it repeats an earlier submit (`repeats.py`) and stored nothing.
 
         Raises:
             QueueFull: more wait than the caller's limit.
-            InvalidInput: the webhook's URL leads where none is sent.
+            InvalidInput: its idempotency key was used for another request, or the webhook's URL
+                leads where none is sent.
+            QueueLimitReached: as many of this owner wait as its key may have.
         """
         if options.webhook_url is not None:
             self._check_webhook(options.webhook_url)
+        input = request.model_dump(mode="json")
         new = repository.NewRequest(
             owner=owner,
             endpoint=mode.id,
             app=mode.app,
             mode=mode.path,
-            input=request.model_dump(mode="json"),
+            input=input,
             priority=options.priority,
             start_timeout_s=options.start_timeout_s,
             no_retry=options.no_retry,
             webhook_url=options.webhook_url,
             tags=options.tags,
+            idempotency_key=options.idempotency_key,
+            body_sha256=repeats.sha256_of(mode.id, purpose, input),
+            purpose=purpose,
         )
-        position = await self._database.write_together(
-            _submit_all, Submit(new, options.max_queue_length)
+        taken = await self._database.write_together(
+            _submit_all, Submit(new, options.max_queue_length, self._dedupe_window_s)
         )
-        self._on_queued()
+        if not taken.repeated:
+            self._on_queued()
         log.info(
-            "request.submitted",
-            request_id=new.id,
+            "request.repeated" if taken.repeated else "request.submitted",
+            request_id=taken.id,
             mode=mode.path,
             # Without its query, which may hold the receiver's secret.
             webhook=(options.webhook_url or "").partition("?")[0] or None,
         )
-        return Submitted(
-            request_id=new.id,
-            gateway_request_id=new.id,
-            queue_position=position,
-            **urls(self._public_url, new),
+        answer = Submitted(
+            request_id=taken.id,
+            gateway_request_id=taken.id,
+            queue_position=taken.position,
+            **urls(self._public_url, taken),
         )
+        return answer, taken.repeated
 
     async def status(self, asked: Asked, logs: bool) -> RequestStatus:
         """Raises `UnknownRequest`."""
@@ -158,22 +192,55 @@ class RequestService:
         return Snapshot(self._status_of(row, position, None), last_line)
 
 
-def _submit_all(session: Session, submits: Sequence[Submit]) -> list[int | Exception]:
-    """The queue position of each, or why it was not taken."""
+def _submit_all(session: Session, submits: Sequence[Submit]) -> list[Taken | Exception]:
+    """What became of each, in their order."""
+    room = QueueRoom(session, (submit.new.owner for submit in submits))
     waiting = repository.queued_by_priority(session)
-    answers: list[int | Exception] = []
-    taken: list[repository.NewRequest] = []
+    answers: list[Taken | Exception] = []
+    new: list[repository.NewRequest] = []
     for submit in submits:
+        try:
+            earlier = submit.may_repeat and _earlier(session, submit, new)
+        except InvalidInput as error:
+            answers.append(error)
+            continue
+        if earlier:
+            answers.append(earlier)
+            continue
         rank, limit = RANK[submit.new.priority], submit.max_queue_length
         if limit is not None and (total := sum(waiting.values())) > limit:
             answers.append(QueueFull(f"{total} requests wait already, more than {limit}."))
             continue
+        if (no_room := room.take(submit.new.owner)) is not None:
+            answers.append(no_room)
+            continue
         # All of a better or the same priority came before.
-        answers.append(sum(count for other, count in waiting.items() if other <= rank))
+        position = sum(count for other, count in waiting.items() if other <= rank)
+        answers.append(Taken(submit.new.id, submit.new.app, position))
         waiting[rank] = waiting.get(rank, 0) + 1
-        taken.append(submit.new)
-    repository.add_all(session, taken)
+        new.append(submit.new)
+    repository.add_all(session, new)
     return answers
+
+
+def _earlier(
+    session: Session, submit: Submit, unwritten: list[repository.NewRequest]
+) -> Taken | None:
+    """The request that ``submit`` repeats. It may be one of those that are not written yet."""
+    repository.add_all(session, unwritten)
+    unwritten.clear()
+    assert submit.new.body_sha256 is not None
+    row = repeats.find(
+        session,
+        submit.new.owner,
+        key=submit.new.idempotency_key,
+        body_sha256=submit.new.body_sha256,
+        window_s=submit.dedupe_window_s,
+    )
+    if row is None:
+        return None
+    position = repository.position(session, row) if row.state == State.QUEUED else 0
+    return Taken(row.id, row.app, position, repeated=True)
 
 
 def _status(

@@ -1,6 +1,7 @@
 """A gateway behind a real server in this process, for what only a connection shows."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 import httpx
 
 from app.db.engine import Database
+from app.db.models import Stage
 from app.dev import free_port
 from app.gateway import create_app
+from app.requests import lifecycle
+from app.requests.lifecycle import Claim
 from app.requests.watch import Watcher
 from app.server import Server, configured
 from app.settings import Settings
@@ -27,6 +31,16 @@ class Live:
         self.server: Server = configured(app, "127.0.0.1", settings.port)
         self.thread = threading.Thread(target=self.server.run)
         self.http = httpx.Client(base_url=settings.public_url, timeout=30.0, trust_env=False)
+
+    def claimed(self, stage: Stage = Stage.PREPARE) -> Claim:
+        """The next request. Tried again while the gateway holds its row to note a wake-up."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with self.database.write() as session:
+                if held := lifecycle.claim(session, stage, "worker"):
+                    return held
+            time.sleep(0.01)
+        raise AssertionError("there is nothing to claim")
 
     def stop(self) -> None:
         self.server.should_exit = True

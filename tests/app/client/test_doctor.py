@@ -1,0 +1,183 @@
+"""`reelsmith doctor`: each check on what is well and on what is broken."""
+
+import json
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from app.client import doctor
+from app.client.doctor import Finding
+from app.db.migrate import upgrade
+from app.dev import free_port
+from app.settings import Settings
+from tests.app.client.conftest import KEY, Command, Served, serving
+from tests.app.conftest import postgres_url
+
+
+def settings(folder: Path, **more: object) -> Settings:
+    return Settings.model_validate({"data_dir": folder, **more})
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the children that import torch: they have a test of their own."""
+    monkeypatch.setattr(doctor, "torch", lambda: iter(()))
+    monkeypatch.setattr(doctor, "media", lambda: Finding("ok", "ffmpeg", ""))
+
+
+def states(output: str) -> dict[str, str]:
+    lines = [line.split() for line in output.splitlines() if not line.startswith(" ")]
+    return {line[1]: line[0] for line in lines}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_healthy_service(served: Served, command: Command) -> None:
+    env = {
+        "REELSMITH_DATA_DIR": str(served.settings.data_dir),
+        "REELSMITH_DATABASE_URL": served.settings.database_url,
+    }
+    done = command("doctor", "--host", served.url, **env)
+    assert done.exit_code == 0, done.output
+    found = states(done.stdout)
+    for name in ("python", "libraries", "database", "broker", "storage", "model"):
+        assert found.pop(name) == "ok"
+    assert {found[name] for name in ("gateway", "clock", "key")} == {"ok"}
+
+
+@pytest.mark.usefixtures("quick")
+def test_nothing_runs_yet(command: Command, tmp_path: Path) -> None:
+    """A fresh machine is no failure, and looking leaves nothing behind."""
+    data = tmp_path / "data"
+    port = free_port()
+    before = doctor.run(f"http://127.0.0.1:{port}", None, expected=False)
+    assert before == 0
+    done = command("doctor", "--host", f"127.0.0.1:{port}", REELSMITH_DATA_DIR=str(data))
+    assert done.exit_code == 1, "the user said that there is one"
+    found = states(done.stdout)
+    assert (found["database"], found["storage"], found["gateway"]) == ("warn", "ok", "fail")
+    assert not data.exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_wrong_key(command: Command, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    with serving(tmp_path / "service", url, api_keys=KEY) as served:
+        assert states(command("doctor", "--host", served.url, FAL_KEY="no").stdout)["key"] == "fail"
+        assert states(command("doctor", "--host", served.url, FAL_KEY=KEY).stdout)["key"] == "ok"
+
+
+@pytest.mark.usefixtures("quick")
+def test_settings_that_are_wrong_are_named(command: Command) -> None:
+    done = command("doctor", REELSMITH_PORT="99999")
+    assert done.exit_code == 1
+    assert "REELSMITH_PORT: " in done.stdout
+
+
+def test_a_database_of_another_version(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    upgrade(url, "0001")
+    old = doctor.database(settings(tmp_path, database_url=url))
+    assert (old.state, old.advice) == ("fail", "Run `reelsmith migrate`.")
+    upgrade(url)
+    assert doctor.database(settings(tmp_path, database_url=url)).state == "ok"
+    (tmp_path / "a.db").write_bytes(b"no database" * 1000)
+    assert doctor.database(settings(tmp_path, database_url=url)).state == "fail"
+
+
+@pytest.fixture
+def postgres() -> str:
+    url = postgres_url()
+    upgrade(url)
+    return url
+
+
+def test_postgresql(postgres: str, tmp_path: Path) -> None:
+    assert doctor.database(settings(tmp_path, database_url=postgres)).state == "ok"
+    wrong = make_url(postgres).set(password="not-this").render_as_string(hide_password=False)
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(wrong)
+    found = doctor.database(settings(tmp_path, database_url=wrong))
+    assert found.state == "fail"
+    assert "not-this" not in found.line()
+
+
+def test_a_database_that_does_not_answer(tmp_path: Path) -> None:
+    url = f"postgresql://reelsmith:secret@127.0.0.1:{free_port()}/x"
+    found = doctor.database(settings(tmp_path, database_url=url))
+    assert found.state == "fail"
+    assert "secret" not in found.line()
+
+
+def test_a_broker_that_does_not_answer(tmp_path: Path) -> None:
+    url = f"redis://:secret@127.0.0.1:{free_port()}/0"
+    found = doctor.broker(settings(tmp_path, redis_url=url))
+    assert found.state == "fail"
+    assert "secret" not in found.line()
+    assert doctor.broker(settings(tmp_path, broker="files")).state == "ok"
+
+
+def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    found = doctor.storage(settings(
+        tmp_path, s3_bucket="b", s3_endpoint=endpoint, s3_region="us-east-1",
+        s3_access_key_id="a", s3_secret_access_key="secret",
+    ))  # fmt: skip
+    assert found.state == "fail"
+    assert "secret" not in found.line()
+
+
+COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+def model_folder(folder: Path) -> Path:
+    for name in COMPONENTS:
+        (folder / name).mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "transformer" / "a.safetensors").touch()
+    return folder
+
+
+def test_a_model_that_is_none(tmp_path: Path) -> None:
+    def found(name: object) -> Finding:
+        return doctor.model(settings(tmp_path, model=str(name)))
+
+    assert found("tiny").state == "ok"
+    assert found("no such model").state == "fail"
+    assert found("nobody/nothing-of-that-name").state == "warn"
+    folder = model_folder(tmp_path / "model")
+    (folder / "vae").rmdir()
+    assert "lacks vae" in found(folder).says
+    (folder / "vae").mkdir()
+    index = folder / "transformer" / "a.index.json"
+    index.write_text(json.dumps({"weight_map": {"x": "b.safetensors"}}))
+    assert "lacks b.safetensors" in found(folder).says
+    index.unlink()
+    foreign = found(folder)
+    assert foreign.state == "fail", "no LTX-2.3, says the trainer"
+    assert "not an LTX-2 model" in foreign.says
+
+
+def test_what_is_heavy_runs_in_a_process_of_its_own() -> None:
+    loaded = set(sys.modules)
+    found = [*doctor.torch(), doctor.media()]
+    assert [finding.name for finding in found][:2] == ["torch", "gpu"]
+    assert found[0].state == found[-1].state == "ok"
+    assert set(sys.modules) - loaded <= {"_posixsubprocess"}
+
+
+@pytest.mark.parametrize(
+    ("code", "missing", "error"),
+    [
+        ("import nothing_of_that_name", True, "ModuleNotFoundError"),
+        ("import os; os.kill(os.getpid(), 9)", False, "ended with -9"),
+        ("raise OSError('libcuda.so.1')", False, "OSError: libcuda.so.1"),
+    ],
+)
+def test_a_probe_that_dies(code: str, missing: bool, error: str) -> None:
+    probed = doctor._probe(code)
+    assert probed.answer is None
+    assert probed.missing is missing
+    assert probed.error.startswith(error)
