@@ -10,6 +10,7 @@ from app.client import commands
 from app.keys.commands import keys
 from app.keys.opening import NoKey, require_key_at_start
 from app.settings import Settings
+from app.webhooks.commands import webhooks
 
 main = typer.Typer(
     name="reelsmith",
@@ -18,6 +19,7 @@ main = typer.Typer(
     pretty_exceptions_enable=False,
 )
 main.add_typer(keys, name="keys")
+main.add_typer(webhooks)
 
 
 @main.command()

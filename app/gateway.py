@@ -3,16 +3,15 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from functools import cache
 
 import structlog
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.utils import get_openapi
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import modes, replies, webhooks
+from app import modes, replies
 from app.auth import Authenticator
 from app.broker import Waker, make_celery
 from app.cors import CrossOrigin
@@ -22,7 +21,9 @@ from app.errors import Unavailable
 from app.hosts import Hosts
 from app.keys.opening import require_key
 from app.logging import configure
-from app.requests import namespaces
+from app.openapi import routes as openapi
+from app.openapi.document import document_of
+from app.requests import estimate_endpoints, namespaces
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
 from app.requests.listing import listing_router
@@ -32,7 +33,10 @@ from app.requests.service import RequestService
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.storage.endpoints import router_for
-from app.storage.factory import service_secret
+from app.webhooks.deliverer import Deliverer
+from app.webhooks.endpoints import make_router as jwks_router
+from app.webhooks.keys import KeyRing
+from app.webhooks.targets import WebhookCheck
 
 VERSION = "0.1.0"
 STORAGE_PATIENCE_S = 5.0
@@ -62,18 +66,14 @@ def create_app(
     )
     sweeper = Sweeper(storage, database)
     authenticate = Authenticator.of(settings, database)
-    receivers = webhooks.policy_of(settings)
     service = RequestService(
         database,
         settings.public_url,
         publisher.notify,
-        webhooks.WebhookCheck(receivers),
+        WebhookCheck.of(settings),
         settings.dedupe_window_s,
     )
-    signing_keys = webhooks.KeyRing(service_secret(settings))
-    deliverer = webhooks.Deliverer(
-        database, storage, signing_keys, webhooks.Sender(receivers), settings.public_url
-    )
+    deliverer = Deliverer.of(settings, database, storage)
 
     parts = (publisher, reaper, sweeper, service.watcher, deliverer)
 
@@ -113,14 +113,17 @@ def create_app(
     for router in (
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
         listing_router(database, settings.public_url, authenticate),
+        estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
         _health(database),
         router_for(storage, settings, authenticate, database),
-        webhooks.make_router(database, signing_keys),
+        jwks_router(database, KeyRing.of(settings)),
+        openapi.make_router(modes.all(), settings.public_url),
         namespaces.make_router(authenticate),
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    document = cache(lambda: document_of(app, modes.all(), settings.public_url))
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
@@ -152,18 +155,3 @@ def _health(database: AsyncDatabase) -> APIRouter:
 
 def _ping(session: Session) -> None:
     session.execute(text("SELECT version_num FROM alembic_version"))
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the modes' inputs: their routes read the body themselves."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for mode in modes.all():
-            schema = mode.request_model.model_json_schema(
-                ref_template="#/components/schemas/{model}"
-            )
-            schemas |= schema.pop("$defs", {})
-            schemas[mode.request_model.__name__] = schema
-        app.openapi_schema = document
-    return app.openapi_schema

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.db.engine import driver_url
@@ -22,7 +22,8 @@ def _default_database_url(values: dict[str, Any]) -> str:
 
 
 def _default_public_url(values: dict[str, Any]) -> str:
-    return f"http://127.0.0.1:{values['port']}"
+    scheme = "https" if values.get("tls_cert") else "http"
+    return f"{scheme}://127.0.0.1:{values['port']}"
 
 
 class Settings(BaseSettings):
@@ -45,6 +46,11 @@ class Settings(BaseSettings):
     # The gateway
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    tls_cert: FilePath | None = None
+    """PEM, the whole chain. With it the gateway speaks HTTPS by itself; fal's clients speak nothing
+    else, so without it put a proxy in front that does."""
+    tls_key: FilePath | None = None
+    """PEM, without a passphrase."""
     public_url: str = Field(default_factory=_default_public_url)
     """Where clients reach the gateway; every URL it hands out begins with it."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
@@ -156,6 +162,12 @@ class Settings(BaseSettings):
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
             raise ValueError(f"public_url must be http(s)://host[:port][/path], not {url!r}")
         return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "Settings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        return self
 
     @model_validator(mode="after")
     def _lease_outlives_heartbeats(self) -> "Settings":

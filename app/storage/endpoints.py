@@ -70,12 +70,13 @@ def router_for(
     """The routes below ``/files`` and ``/storage``. Bodies of uploads are streamed, not read."""
     signer = make_signer(settings)
     uploads = Uploads(storage, settings, signer, database)
-    router = APIRouter(tags=["files"], include_in_schema=False)
+    router = APIRouter(tags=["files"])
     _add_rest_routes(router, uploads, owner)
     _add_cdn_routes(router, uploads, owner)
     _add_url_routes(router, uploads)
 
-    @router.api_route("/files/{grant}/{key:path}", methods=["GET", "HEAD"])
+    @router.get("/files/{grant}/{key:path}")
+    @router.head("/files/{grant}/{key:path}")
     async def read(request: Request, grant: str, key: str, name: str = "") -> Response:
         """A stored file, permitted by the URL alone."""
         if not signer.allows(READ, grant, key, name):

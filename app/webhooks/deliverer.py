@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from app.db.engine import AsyncDatabase
+from app.settings import Settings
 from app.storage import Storage
 from app.webhooks import deliveries
 from app.webhooks.deliveries import Busy, Delivery, Outcome
@@ -16,6 +17,7 @@ from app.webhooks.keys import KeyRing
 from app.webhooks.message import body_of, signature_headers
 from app.webhooks.schedule import SCHEDULE, Schedule
 from app.webhooks.sender import Sender
+from app.webhooks.targets import policy_of
 
 POLL_S: Final = 1.0
 """How often is looked for due webhooks: workers complete requests in processes of their own."""
@@ -45,6 +47,7 @@ class Deliverer:
         *,
         schedule: Schedule = SCHEDULE,
         poll_s: float = POLL_S,
+        grace_s: float = GRACE_S,
     ) -> None:
         self._database = database
         self._storage = storage
@@ -53,8 +56,14 @@ class Deliverer:
         self._public_url = public_url
         self._schedule = schedule
         self._poll_s = poll_s
+        self._grace_s = grace_s
         self._running: dict[asyncio.Task[None], Delivery] = {}
         self._room = asyncio.Event()
+
+    @classmethod
+    def of(cls, settings: Settings, database: AsyncDatabase, storage: Storage) -> "Deliverer":
+        sender = Sender(policy_of(settings))
+        return cls(database, storage, KeyRing.of(settings), sender, settings.public_url)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -68,7 +77,7 @@ class Deliverer:
                 except Exception as error:  # the database is away: the next round may do better
                     log.warning("webhooks.failed", error=repr(error))
         finally:
-            await self.finish(GRACE_S)
+            await self.finish(self._grace_s)
             self._sender.close()
 
     async def start_due(self) -> None:

@@ -22,6 +22,8 @@ from sqlalchemy.orm import Session
 
 from app.clock import db_now
 from app.db.models import SigningKey
+from app.settings import Settings
+from app.storage.factory import service_secret
 
 DAY_S: Final = 24 * 3600.0
 """Receivers may keep the JWKS that long: a new key is published for so long before it signs, and an
@@ -61,6 +63,21 @@ class Key:
         }
 
 
+@dataclass(frozen=True)
+class _Table:
+    """The table in one look, so that "no key signs" and the next id tell of the same moment."""
+
+    now: float
+    keys: list[Key]
+    """What the secret opens, in the order in which it signs."""
+    next_id: str
+
+    @property
+    def signing(self) -> Key | None:
+        ready = [key for key in self.keys if key.signs_from <= self.now]
+        return ready[-1] if ready else None
+
+
 class KeyRing:
     """Functions for transactions (`Database`), with the secret that opens the table's entries."""
 
@@ -68,25 +85,28 @@ class KeyRing:
         derived = HKDF(SHA256(), KEY_BYTES, salt=None, info=b"reelsmith webhook signing keys")
         self._cipher = ChaCha20Poly1305(derived.derive(secret))
 
+    @classmethod
+    def of(cls, settings: Settings) -> "KeyRing":
+        return cls(service_secret(settings))
+
     def signing(self, session: Session) -> Key | None:
         """The key that signs now: of those whose time has come, the newest."""
-        now = session.scalar(select(db_now())) or 0.0
-        ready = [key for key in self._keys(session) if key.signs_from <= now]
-        return ready[-1] if ready else None
+        return self._read(session).signing
 
     def published(self, session: Session) -> list[Key]:
         """What a receiver should know, the oldest first."""
-        now = session.scalar(select(db_now())) or 0.0
+        table = self._read(session)
         return [
             key
-            for key in self._keys(session)
-            if key.retired_at is None or key.retired_at + DAY_S > now
+            for key in table.keys
+            if key.retired_at is None or key.retired_at + DAY_S > table.now
         ]
 
     def ensure(self, session: Session) -> Key:
         """`signing`, making the first key where there is none. Writes."""
+        table = self._read(session)
         # Where another gateway was faster, the last is its key.
-        found = self.signing(session) or self._add(session, lead_s=0.0) or self.signing(session)
+        found = table.signing or self._add(session, table) or self.signing(session)
         if found is None:
             raise RuntimeError("another gateway's signing key can't be opened with this secret")
         return found
@@ -97,11 +117,10 @@ class KeyRing:
         Raises:
             RotationRefused: the last one is still under way.
         """
-        now = session.scalar(select(db_now())) or 0.0
-        keys = self._keys(session)
-        if any(key.signs_from > now for key in keys):
+        table = self._read(session)
+        if any(key.signs_from > table.now for key in table.keys):
             raise RotationRefused("A new key is published already and does not sign yet.")
-        added = self._add(session, lead_s=DAY_S if keys else 0.0)
+        added = self._add(session, table, lead_s=DAY_S if table.keys else 0.0)
         if added is None:
             raise RotationRefused("Another rotation was made at this moment.")
         session.execute(delete(SigningKey).where(SigningKey.retired_at < db_now() - DAY_S))
@@ -111,8 +130,11 @@ class KeyRing:
     def replace(self, session: Session) -> Key:
         """A new key that signs at once; the others are withdrawn and deleted: for a key that
         leaked. Receivers refuse webhooks until they have read the JWKS again.
+
+        Raises:
+            RotationRefused: another one was made at this moment.
         """
-        added = self._add(session, lead_s=0.0)
+        added = self._add(session, self._read(session))
         if added is None:
             raise RotationRefused("Another rotation was made at this moment.")
         session.execute(delete(SigningKey).where(SigningKey.id != added.id))
@@ -125,31 +147,35 @@ class KeyRing:
             .values(retired_at=successor.signs_from)
         )
 
-    def _add(self, session: Session, lead_s: float) -> Key | None:
-        """A new key under the next id; None: another process has just taken that."""
-        used = session.scalars(select(SigningKey.id)).all()
-        id = str(max((int(other) for other in used), default=0) + 1)
+    def _add(self, session: Session, table: "_Table", lead_s: float = 0.0) -> Key | None:
+        """A new key under the next id of ``table``; None: another process has just taken that."""
         private = Ed25519PrivateKey.generate()
         try:
             with session.begin_nested():
-                session.execute(
-                    insert(SigningKey).values(
-                        id=id,
-                        private=self._seal(id, private),
+                row = session.scalars(
+                    insert(SigningKey)
+                    .values(
+                        id=table.next_id,
+                        private=self._seal(table.next_id, private),
                         created_at=db_now(),
                         signs_from=db_now() + lead_s,
                     )
-                )
+                    .returning(SigningKey)
+                ).one()
         except IntegrityError:
             return None
-        row = session.scalars(select(SigningKey).where(SigningKey.id == id)).one()
         return self._open(row)
 
-    def _keys(self, session: Session) -> list[Key]:
-        """What this secret opens, in the order in which it signs."""
+    def _read(self, session: Session) -> "_Table":
         rows = session.scalars(select(SigningKey).execution_options(populate_existing=True)).all()
+        # Not before: a key that another gateway made in between would sign in the future.
+        now = session.scalar(select(db_now())) or 0.0
         keys = [key for row in rows if (key := self._open(row)) is not None]
-        return sorted(keys, key=lambda key: (key.signs_from, int(key.id)))
+        return _Table(
+            now,
+            sorted(keys, key=lambda key: (key.signs_from, int(key.id))),
+            str(max((int(row.id) for row in rows), default=0) + 1),
+        )
 
     def _seal(self, id: str, private: Ed25519PrivateKey) -> str:
         nonce = secrets.token_bytes(NONCE_BYTES)

@@ -53,12 +53,10 @@ class Sender:
             outcome = Outcome(f"refused: {refusal(error)}", final=True)
         except NameUnknown:
             outcome = Outcome("the host's name is not found")
-        except ssl.SSLCertVerificationError:
-            outcome = Outcome("the receiver's certificate is not valid")
         except httpcore.ConnectError as error:
             outcome = Outcome(
                 "the receiver's certificate is not valid"
-                if isinstance(error.__cause__, ssl.SSLCertVerificationError)
+                if _is_certificate(error)
                 else "the receiver can't be connected"
             )
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
@@ -112,6 +110,13 @@ class Sender:
                 async with asyncio.timeout(REPLY_PATIENCE_S):
                     await _drain(response)
             return response.status
+
+
+def _is_certificate(error: BaseException | None) -> bool:
+    """Whether a certificate is at the bottom of ``error``: each layer wraps it once more."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -61,6 +61,10 @@ class WebhookCheck:
     def __init__(self, policy: FetchPolicy) -> None:
         self._policy = policy
 
+    @classmethod
+    def of(cls, settings: Settings) -> "WebhookCheck":
+        return cls(policy_of(settings))
+
     def __call__(self, url: str) -> None:
         """Raises `InvalidInput`."""
         try:

@@ -29,6 +29,8 @@ def test_derived_from_others(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, port=9001)
     assert settings.public_url == "http://127.0.0.1:9001"
     assert settings.database_url == f"sqlite:///{tmp_path / 'reelsmith.db'}"
+    with_tls = Settings(port=9001, tls_cert=Path(__file__), tls_key=Path(__file__))
+    assert with_tls.public_url == "https://127.0.0.1:9001"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"s3_endpoint": "http://s3"}, "REELSMITH_S3_BUCKET"),
     ({"database_url": "mysql://u@h/d"}, "mysql"),
     ({"public_url": "example.com"}, "public_url"),
+    ({"tls_cert": __file__}, "go together"),
+    ({"tls_cert": "/none.pem", "tls_key": __file__}, "tls_cert"),
     ({"public_url": "ftp://example.com"}, "public_url"),
     ({"api_keys": "a b"}, "header"),
     ({"secret_key": "short"}, "32"),

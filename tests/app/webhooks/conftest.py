@@ -16,8 +16,11 @@ from app.requests import lifecycle
 from app.storage import Storage
 from app.storage.local import LocalStorage
 from app.storage.signing import UrlSigner
-from app.webhooks import Deliverer, KeyRing, Sender
+from app.webhooks.deliverer import Deliverer
+from app.webhooks.deliveries import Outcome
+from app.webhooks.keys import KeyRing
 from app.webhooks.schedule import SCHEDULE, Schedule
+from app.webhooks.sender import Sender
 from tests.app.conftest import OWNER, put, row, submit
 from tests.app.test_lifecycle import claimed, do
 from tests.app.webhooks.receiver import Receiver, receiving
@@ -109,6 +112,7 @@ def with_deliverers(
     *,
     number: int = 1,
     schedule: Schedule = AT_ONCE,
+    grace_s: float = 5.0,
 ) -> None:
     """Run ``work`` with ``number`` gateways' deliverers, each with its own connections."""
 
@@ -126,6 +130,7 @@ def with_deliverers(
                         PUBLIC_URL,
                         schedule=schedule,
                         poll_s=0.02,
+                        grace_s=grace_s,
                     )
                     for database, sender in zip(databases, senders, strict=True)
                 ]
@@ -143,3 +148,15 @@ async def once(deliverers: Sequence[Deliverer]) -> None:
     """Everything that is due, once."""
     await asyncio.gather(*(deliverer.start_due() for deliverer in deliverers))
     await asyncio.gather(*(deliverer.finish() for deliverer in deliverers))
+
+
+def run_sender(sender: Sender, url: str) -> Outcome:
+    """One POST."""
+
+    async def run() -> Outcome:
+        try:
+            return await sender.post(url, b"{}", {}, 10.0)
+        finally:
+            sender.close()
+
+    return asyncio.run(run())

@@ -1,19 +1,20 @@
 """What is sent, again and again until it arrives (`fal-protocol.md` C29, C31; R12, R14, T13)."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from app.db.engine import Database
 from app.requests import lifecycle, reaper
 from app.storage import Storage
-from app.webhooks import Deliverer, deliveries
-from app.webhooks.deliverer import AT_ONCE_PER_RECEIVER
+from app.webhooks import deliveries
+from app.webhooks.deliverer import AT_ONCE_PER_RECEIVER, Deliverer
 from app.webhooks.deliveries import Busy, Outcome
 from app.webhooks.message import MAX_BODY_BYTES
 from tests.app.conftest import put, row, submit
@@ -377,9 +378,8 @@ def test_a_receiver_that_hangs_holds_up_no_other(
 
 
 def test_stopping_does_not_wait_for_a_receiver_that_hangs(
-    database: Database, database_url: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
+    database: Database, database_url: str, storage: Storage
 ) -> None:
-    monkeypatch.setattr("app.webhooks.deliverer.GRACE_S", 0.1)
     with receiving(faults.hang) as receiver:
         request_id = cancel(database, receiver.url)
 
@@ -389,30 +389,30 @@ def test_stopping_does_not_wait_for_a_receiver_that_hangs(
             task.cancel()
             await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 10)
 
-        with_deliverers(database_url, storage, policy(receiver), work)
+        with_deliverers(database_url, storage, policy(receiver), work, grace_s=0.1)
     assert pending(database, request_id)
 
 
 def test_a_database_that_is_away_stops_no_deliverer(
     database: Database, database_url: str, storage: Storage, receiver: Receiver
 ) -> None:
-    back = threading.Event()
-
-    class Flaky(Deliverer):
-        async def start_due(self) -> None:
-            if not back.is_set():
-                back.set()
-                raise ConnectionError("the database is away")
-            await super().start_due()
-
     request_id = cancel(database, receiver.url)
 
+    def rename(old: str, new: str) -> None:
+        with database.write() as session:
+            session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+
     async def work(deliverers: Sequence[Deliverer]) -> None:
-        deliverers[0].__class__ = Flaky
-        task = asyncio.create_task(deliverers[0].run())
+        rename("webhook_attempts", "away")
+        with capture_logs() as logs:
+            task = asyncio.create_task(deliverers[0].run())
+            while not logs:
+                await asyncio.sleep(0.01)
+        rename("away", "webhook_attempts")
         await asyncio.to_thread(receiver.wait_for, 1)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        assert {line["event"] for line in logs} == {"webhooks.failed"}
 
     with_deliverers(database_url, storage, policy(receiver), work)
     assert receiver.received[0].json["request_id"] == request_id
