@@ -8,6 +8,9 @@ Each line: ``{"v": 1, "ts": <unix seconds>, "kind": <str>, ...}``. Kinds in use:
     step        step, of, loss, loss_video, loss_audio, lr, step_time_s, eta_s
     checkpoint  step, path
     preview     step, index, prompt, path
+    trained     model, device, video_tokens, audio_tokens, rank, step_time_s (median), num_previews,
+                previews_s (together), preview_tokens, peak_memory_bytes: of this run, after its
+                last step, for estimates of the next
 """
 
 import json

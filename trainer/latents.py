@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from preprocessing.rules import LATENT_STRIDE_FRAMES, LATENT_STRIDE_PIXELS
-
-AUDIO_LATENTS_PER_SECOND = 25
-"""16000 samples a second / 160 a mel frame / 4 mel frames a latent."""
+from trainer.capacity import num_audio_latents as num_audio_latents
 
 AUDIO_LATENT_MEL_BINS = 16
 """64 mel bins, halved twice by the audio VAE."""
@@ -58,15 +56,6 @@ class VideoGeometry:
     @property
     def num_tokens(self) -> int:
         return self.num_latent_frames * self.latent_height * self.latent_width
-
-
-def num_audio_latents(num_frames: int, frame_rate: Fraction) -> int:
-    """Audio latents that go with ``num_frames`` pixel frames: their seconds times 25, rounded.
-
-    >>> [num_audio_latents(n, Fraction(24)) for n in (9, 25, 89, 121)]
-    [9, 26, 93, 126]
-    """
-    return round(num_frames / Fraction(frame_rate) * AUDIO_LATENTS_PER_SECOND)
 
 
 def pack_video(latents: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -135,12 +136,15 @@ class Trainer:
 
 def train(
     trainer: Trainer, examples: Examples, hooks: Hooks, metrics: Path, events: EventLog
-) -> None:
+) -> float | None:
     """Train from ``trainer.step`` to the spec's last step.
 
     Order after a step: checkpoint, previews, then the caller's wishes. A resumed training first
     makes the previews that were due at its step, should the interruption have cost them.
     Raises `Stopped` (after saving a checkpoint), `DivergedError`, `CapacityError`.
+
+    Returns:
+        The median of the seconds that a step took; None where none was left to do.
     """
     spec = trainer.spec
     log = MetricsLog(spec, metrics, events, trainer.step)
@@ -165,6 +169,7 @@ def train(
             hooks.make_previews(step)
         if checkpoint_due or preview_due:
             log.restart_clock()
+    return log.median_step_time_s
 
 
 def learning_rate(spec: TrainingSpec, step: int) -> float:
@@ -183,6 +188,11 @@ class MetricsLog:
         self._flushed_step = step
         self._pending: list[Tensor] = []
         self._since = time.monotonic()
+        self._step_times_s: list[float] = []
+
+    @property
+    def median_step_time_s(self) -> float | None:
+        return median(self._step_times_s) if self._step_times_s else None
 
     @property
     def is_full(self) -> bool:
@@ -225,6 +235,7 @@ class MetricsLog:
     def _report(self, lines: list[dict[str, Any]]) -> None:
         now = time.monotonic()
         step_time_s = (now - self._since) / len(lines)
+        self._step_times_s.append(step_time_s)
         self._since = now
         remaining = self._spec.num_steps - self._flushed_step
 

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+from trainer.capacity import TINY, model_id
 from trainer.errors import ModelError
 from trainer.text import TextEncoder
-from trainer.tiny import TINY, tiny_folder
+from trainer.tiny import tiny_folder
 from trainer.transformer import drop_audio_branch
 
 EXAMPLE_MODEL = "diffusers/LTX-2.3-Diffusers"
@@ -77,7 +78,7 @@ class BaseModel:
             return cls(TINY, tiny_folder(cache), device)
         folder = Path(name).expanduser()
         if folder.is_dir():
-            return cls(folder.resolve().name, folder, device)
+            return cls(model_id(name), folder, device)
         return cls(name, _download(name), device)
 
     @property

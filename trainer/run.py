@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 import shutil
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +32,7 @@ from trainer.job import Control, Job, JobDir, Result, write_atomically
 from trainer.loop import Hooks, Stopped, Trainer, train
 from trainer.lora_file import LoraMetadata, save_lora
 from trainer.model import BaseModel
-from trainer.preview import find_previews, make_previews, preview_steps
+from trainer.preview import find_previews, make_previews, preview_steps, validation_geometry
 from trainer.reel import make_reel
 from trainer.spec import TrainingSpec
 from trainer.transformer import checkpoint_blocks
@@ -117,6 +118,8 @@ class _Run:
         self.saved_step = 0
         self._transformer: LTX2VideoTransformer3DModel | None = None
         self._held = ExitStack()
+        self._num_previews = 0
+        self._previews_s = 0.0
 
     def train(self) -> None:
         job = self.directory.load()
@@ -172,6 +175,7 @@ class _Run:
         def preview(step: int) -> None:
             if self._has_previews(step, prompts):
                 return
+            started = time.monotonic()
             with self._may_lack_memory("previews"), self.events.stage("previews"):
                 make_previews(
                     transformer,
@@ -185,6 +189,8 @@ class _Run:
                     with_audio=with_audio,
                     should_stop=lambda: self.directory.told() is not None,
                 )
+                self._num_previews += len(prompts)
+                self._previews_s += time.monotonic() - started
             _collect()
 
         hooks = Hooks(
@@ -194,8 +200,25 @@ class _Run:
             checkpoint_every=job.checkpoint_every,
             preview_steps=preview_steps(spec.num_steps, validation.at) if prompts else (),
         )
+        if base.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(base.device)
         with self.events.stage("train"):
-            train(trainer, examples, hooks, self.directory.metrics, self.events)
+            step_time_s = train(trainer, examples, hooks, self.directory.metrics, self.events)
+        self.events.emit(
+            "trained",
+            model=base.id,
+            device=_device_name(base.device),
+            video_tokens=first.video.tokens.shape[1],
+            audio_tokens=0 if first.audio is None else first.audio.tokens.shape[1],
+            rank=spec.rank,
+            step_time_s=step_time_s,
+            num_previews=self._num_previews,
+            previews_s=round(self._previews_s, 3),
+            preview_tokens=validation_geometry(validation).num_tokens,
+            peak_memory_bytes=torch.cuda.max_memory_allocated(base.device)
+            if base.device.type == "cuda"
+            else None,
+        )
         self._stop_if_told()
 
         metadata = _metadata(spec, dataset, base)
@@ -353,6 +376,11 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+def _device_name(device: torch.device) -> str:
+    """As its maker calls it; ``cpu`` where there is none."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _collect() -> None:

@@ -22,9 +22,6 @@ from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2VocoderWithBWE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
-TINY = "tiny"
-"""The model's name in job.json."""
-
 _SEED = 0
 _SPECIAL_TOKENS = ("pad_token", "eos_token", "bos_token", "unk_token")
 _PAD, _EOS, _BOS = 0, 1, 2

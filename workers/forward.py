@@ -19,7 +19,7 @@ FLUSH_S: Final = 1.0
 STEP_LINE_S: Final = 5.0
 """Between two log lines about steps; every step's loss is in the events."""
 
-KEPT: Final = frozenset({"stage", "step", "checkpoint", "preview"})
+KEPT: Final = frozenset({"stage", "step", "checkpoint", "preview", "trained"})
 """Kinds that go into the event table; `progress` only moves the row's progress."""
 
 

@@ -11,8 +11,9 @@ import structlog
 from app.db.models import Purpose, Stage
 from app.fetch import Downloaded, Fetcher, FetchError
 from app.requests import lifecycle
+from app.requests.estimate import DatasetFacts, estimate
 from preprocessing.events import EVENTS_FILE
-from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE, VALIDATION_FILE
+from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE, VALIDATION_FILE, Manifest
 from preprocessing.report import ArchiveFacts, DatasetReport, Problem, Refusal, Totals
 from preprocessing.rules import DatasetRule, ValidationRule
 from workers.attempt import Attempt, attempt_next
@@ -88,13 +89,19 @@ def _prepare(attempt: Attempt) -> None:
         prepared["debug_dataset"] = store_debug_archive(attempt, dataset)
     attempt.forward.feed((), at_once=True)
     if attempt.claim.purpose == Purpose.CHECK:
-        conclude_check(attempt, DatasetReport.load(dataset), prepared)
+        conclude_check(attempt, dataset, prepared)
     else:
         attempt.write(lambda session: lifecycle.advance(session, attempt.claim, prepared))
 
 
-def conclude_check(attempt: Attempt, report: DatasetReport, prepared: dict[str, Any]) -> None:
+def conclude_check(attempt: Attempt, dataset: Path, prepared: dict[str, Any]) -> None:
     """Complete a check: a training would go on from here."""
+    report, manifest = DatasetReport.load(dataset), Manifest.load(dataset)
+    facts = DatasetFacts(num_frames=manifest.num_frames, with_audio=manifest.with_audio)
+    with attempt.runtime.database.read() as session:
+        expected = estimate(
+            session, attempt.mode, attempt.request, attempt.runtime.settings.model, facts
+        )
     body: dict[str, Any] = {
         "ok": True,
         "samples": report.totals.samples,
@@ -103,6 +110,7 @@ def conclude_check(attempt: Attempt, report: DatasetReport, prepared: dict[str, 
             *(f"{clip.name}: {text}" for clip in report.clips for text in clip.warnings),
         ],
         "report": report.model_dump(mode="json"),
+        "estimate": expected.model_dump(mode="json"),
     }
     if "debug_dataset" in prepared:
         body["debug_dataset"] = prepared["debug_dataset"]

@@ -27,12 +27,20 @@ def test_a_check_then_its_training(running: Stack, clips: Path) -> None:
     assert (result["ok"], result["samples"]) == (True, 2)
     assert result["report"] == running.http.get(check["response_url"] + "/report").json()
     assert running.attempts(check) == [("prepare", "completed")]
+    assert result["estimate"]["tokens"] == {"video": 288, "audio": 0, "assumes": []}
+    assert result["estimate"]["price"]["usd"] == 0.6
+    assert result["estimate"]["time"]["total_seconds"] is None
 
     training = running.submit(clips, trigger_phrase="xyz", rank=16)
     assert running.wait(training).status_code == 200
     assert "prepared before" in running.log(training)
     report = running.http.get(training["response_url"] + "/report").json()
     assert report == result["report"]
+
+    again = running.submit(clips, mode="t2v/check", trigger_phrase="xyz")
+    time = running.wait(again).json()["estimate"]["time"]
+    assert (time["device"], time["steps"]["measurements"]) == ("cpu", 1)
+    assert 0 < time["steps"]["seconds"] <= time["total_seconds"] < 150
 
 
 def test_what_a_training_refuses(running: Stack, tmp_path: Path) -> None:

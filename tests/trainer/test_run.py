@@ -131,6 +131,20 @@ def test_a_joint_training_from_dataset_to_reel(
     assert config["software"].startswith("reelsmith ")
     assert len(config["dataset_sha256"]) == 64
 
+    (trained,) = [event for event in read_events(directory) if event["kind"] == "trained"]
+    facts = {
+        "model": "tiny",
+        "device": "cpu",
+        "video_tokens": 8,
+        "audio_tokens": 9,
+        "rank": 8,
+        "num_previews": 2,
+        "peak_memory_bytes": None,
+    }
+    assert facts.items() <= trained.items()
+    assert trained["step_time_s"] > 0
+    assert trained["previews_s"] > 0
+
 
 def test_kill_9_changes_nothing(
     tmp_path: Path, silent_dataset: Path, cache: Path, uninterrupted: JobDir, models: ModelCache

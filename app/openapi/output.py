@@ -1,0 +1,31 @@
+"""What a training returns: `workers.train.store_outputs` with keys turned into URLs."""
+
+from pydantic import BaseModel, Field
+
+
+class File(BaseModel):
+    """A file of a result. Reading the result again gives a URL that holds for a week more."""
+
+    url: str = Field(
+        description="Where to download it; needs no key.", json_schema_extra={"format": "uri"}
+    )
+    content_type: str = Field(description="Its media type.")
+    file_name: str = Field(description="The name it is downloaded under.")
+    file_size: int = Field(description="Bytes.")
+
+
+class TrainerOutput(BaseModel):
+    """The result of every trainer."""
+
+    lora_file: File = Field(description="The trained LoRA, .safetensors.")
+    config_file: File = Field(
+        description="JSON with the trigger phrase and the training type, for whoever uses the LoRA."
+    )
+    video: File | None = Field(
+        None,
+        description="One reel of the previews, MP4; null when `validation` was empty.",
+    )
+    metrics_file: File | None = Field(None, description="The loss of every step, as JSON lines.")
+    debug_dataset: File | None = Field(
+        None, description="Archive of the prepared clips; only when `debug_dataset` was true."
+    )

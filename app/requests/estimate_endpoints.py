@@ -1,0 +1,115 @@
+"""``/{endpoint}/estimate``: POST with a training's body, or GET with its fields as parameters.
+
+``training_data_url`` may be left out: nothing is fetched. In a GET, what is not text is written as
+JSON: ``?number_of_steps=500&with_audio=true&validation=[{"prompt":"a cat"}]``.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Depends, Request
+from pydantic import ValidationError
+
+from app.auth import Authenticator
+from app.db.engine import AsyncDatabase
+from app.errors import InvalidInput
+from app.hosts import RUN_PREFIX
+from app.modes.base import AnyMode
+from app.modes.common import TrainerRequest
+from app.requests.body import read_json_bytes
+from app.requests.estimate import Estimate, estimate
+
+NO_ARCHIVE: Final = {"training_data_url": "https://example.com/none.zip"}
+"""In place of the one field that an estimate does not need."""
+MAX_JSON_CHARACTERS: Final = 16_384
+"""Of one parameter; a whole URL may have no more."""
+
+
+def make_router(
+    modes: Iterable[AnyMode], database: AsyncDatabase, authenticate: Authenticator, model: str
+) -> APIRouter:
+    """Routes of all ``modes``, for trainings with ``model``."""
+    router = APIRouter()
+    for mode in modes:
+        _add(router, mode, database, authenticate, model)
+    return router
+
+
+def _add(
+    router: APIRouter,
+    mode: AnyMode,
+    database: AsyncDatabase,
+    authenticate: Authenticator,
+    model: str,
+) -> None:
+    async def by_body(request: Request, owner: Annotated[str, Depends(authenticate)]) -> Estimate:
+        return await answer(await read_json_bytes(request), "body")
+
+    async def by_query(request: Request, owner: Annotated[str, Depends(authenticate)]) -> Estimate:
+        fields = _fields(mode, dict(request.query_params))
+        return await answer(json.dumps(fields).encode(), "query")
+
+    async def answer(body: bytes, where: str) -> Estimate:
+        given = _parse(mode, body, where)
+        return await database.read(estimate, mode, given, model)
+
+    for path in (mode.id, mode.path):
+        # A client's synchronous run of it: there is nothing to wait for.
+        router.add_api_route(
+            f"{RUN_PREFIX}/{path}/estimate", by_body, methods=["POST"], include_in_schema=False
+        )
+        for method, endpoint in (("GET", by_query), ("POST", by_body)):
+            router.add_api_route(
+                f"/{path}/estimate",
+                endpoint,
+                methods=[method],
+                response_model=Estimate,
+                summary=f"{mode.title}: price, time and memory",
+                description="For the body of a training; nothing is submitted or fetched.",
+                operation_id=f"estimate_{method.lower()}_{mode.path}_at_{path.replace('/', '_')}",
+                openapi_extra=_takes(mode) if method == "POST" else None,
+            )
+
+
+def _takes(mode: AnyMode) -> dict[str, Any]:
+    reference = f"#/components/schemas/{mode.request_model.__name__}"
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": reference}}},
+        }
+    }
+
+
+def _parse(mode: AnyMode, body: bytes, where: str) -> TrainerRequest:
+    """Raises `InvalidInput`."""
+    model: type[TrainerRequest] = mode.request_model
+    try:
+        given = json.loads(body)
+        if isinstance(given, dict):
+            body = json.dumps({**NO_ARCHIVE, **given}).encode()
+    except (ValueError, RecursionError):
+        pass  # pydantic says it better
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise InvalidInput.found(
+            {**item, "loc": (where, *item["loc"])} for item in error.errors(include_url=False)
+        ) from None
+
+
+def _fields(mode: AnyMode, parameters: dict[str, str]) -> dict[str, Any]:
+    """Parameters as JSON values. What should be text stays text, also where it looks like more."""
+    properties = mode.request_model.model_json_schema()["properties"]
+    fields: dict[str, Any] = {}
+    for name, text in parameters.items():
+        if name not in properties:
+            continue
+        fields[name] = text
+        if properties[name].get("type") != "string" and len(text) <= MAX_JSON_CHARACTERS:
+            try:
+                fields[name] = json.loads(text)
+            except (ValueError, RecursionError):
+                continue  # the field's own error then names it
+    return fields
