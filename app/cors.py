@@ -32,6 +32,7 @@ EXPOSED: Final = ", ".join(
         "x-fal-retryable",
         "x-fal-request-timeout-type",
         "x-fal-served-from",
+        "idempotent-replayed",
         "retry-after",
         "accept-ranges",
         "content-disposition",

@@ -17,8 +17,9 @@ from pydantic.json_schema import models_json_schema
 from app.auth import Authenticator
 from app.hosts import RUN_PREFIX
 from app.modes.base import AnyMode
-from app.openapi.output import TrainerOutput
-from app.openapi.replies import HEADERS, RESPONSES, SCHEMAS, ref, replies_of
+from app.openapi.output import CheckOutput, TrainerOutput
+from app.openapi.replies import HEADERS, RESPONSES, RESULT_PATH, SCHEMAS, ref, replies_of
+from app.requests.endpoints import CHECK, DirectRoute
 from app.storage.endpoints import FileToUpload, Parts
 
 Document = dict[str, Any]
@@ -79,6 +80,15 @@ SUBMIT_PARAMETERS: Final = (
         exclusiveMinimum=0.1,
     ),
     _parameter(
+        "idempotency-key",
+        "header",
+        "Names this submit: sent again within a day, it gets the first one's request.",
+        type="string",
+        minLength=1,
+        maxLength=255,
+        pattern="^[!-~]+$",
+    ),
+    _parameter(
         "x-fal-no-retry",
         "header",
         "`1`: do not try again after a fault of a machine.",
@@ -104,6 +114,8 @@ UPLOAD_BODIES: Final[dict[tuple[str, str], tuple[bool, Document]]] = {
     ("post", "/files/{grant}/{key}/multipart/{upload_id}/complete"): (True, _json_of(Parts)),
 }
 """Operation -> (whether it needs one, content)."""
+RULED: Final = frozenset({"maxLength", "minLength", "pattern", "maximum", "minimum"})
+"""What a parameter of FastAPI's can break, other than by being absent."""
 KEYED_BY_HAND: Final = ("/storage/", "/files/upload")
 """Routes whose permission is no `Authenticator` dependency."""
 
@@ -123,12 +135,7 @@ def document_of(app: FastAPI, modes: Iterable[AnyMode], public_url: str) -> Docu
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     components |= {"responses": RESPONSES, "headers": HEADERS, "securitySchemes": SECURITY}
-    submits = {
-        f"{prefix}/{name}"
-        for mode in modes
-        for name in (mode.id, mode.path)
-        for prefix in ("", RUN_PREFIX)
-    }
+    submits = {route.path_format for route in app.routes if isinstance(route, DirectRoute)}
     keyed = {
         route.path_format
         for route in app.routes
@@ -148,15 +155,11 @@ def _schemas(modes: Iterable[AnyMode]) -> Document:
     _, inputs = models_json_schema(
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
-    outputs = TrainerOutput.model_json_schema(
-        mode="serialization", ref_template="#/components/schemas/{model}"
+    _, outputs = models_json_schema(
+        [(model, "serialization") for model in (TrainerOutput, CheckOutput)],
+        ref_template="#/components/schemas/{model}",
     )
-    return {
-        **SCHEMAS,
-        **inputs["$defs"],
-        **outputs.pop("$defs"),
-        TrainerOutput.__name__: outputs,
-    }
+    return {**SCHEMAS, **inputs["$defs"], **outputs["$defs"]}
 
 
 def _needs_key(route: APIRoute) -> bool:
@@ -179,7 +182,7 @@ def _complete(operation: Document, method: str, path: str, *, submit: bool, key:
         # OpenAPI has another place for it.
         if parameter["name"].lower() != "content-type"
     ]
-    query = any(p["in"] == "query" for p in parameters)
+    checked = any(p["in"] == "query" or RULED & p["schema"].keys() for p in parameters)
     if path.endswith(("/status", "/status/stream")):
         parameters.append(LOGS)
     named = {parameter["name"] for parameter in parameters if parameter["in"] == "path"}
@@ -203,17 +206,32 @@ def _complete(operation: Document, method: str, path: str, *, submit: bool, key:
         key=key,
         body=method in ("post", "put"),
         json_body="application/json" in content,
-        query=query,
+        checked=checked,
         submit=submit,
     ):
         operation["responses"][str(status)] = ref("responses", name)
 
 
+def _event_of(schema: Document) -> Document:
+    """A server-sent event with JSON as its data."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": schema}
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
+
+
+def _json_reply(description: str, schema: Document) -> Document:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
 def _describe_success(operation: Document, method: str, path: str) -> None:
     responses = operation["responses"]
-    result = {"application/json": {"schema": ref("schemas", TrainerOutput.__name__)}}
-    if path.endswith("/requests/{request_id}") or path.startswith(f"{RUN_PREFIX}/"):
-        responses["200"] = {"description": "The result of the training.", "content": result}
+    trained, checked = (ref("schemas", model.__name__) for model in (TrainerOutput, CheckOutput))
+    if path.startswith(f"{RUN_PREFIX}/"):
+        result = checked if path.endswith(f"/{CHECK}") else trained
+        responses["200"] = _json_reply("The result.", result)
+    elif re.fullmatch(RESULT_PATH, path):
+        responses["200"] = _json_reply(
+            "The result of a training or a check.", {"anyOf": [trained, checked]}
+        )
     elif path.endswith("/status"):
         responses["202"] = {**responses["200"], "description": "It waits, or is worked on."}
         responses["200"] = {**responses["200"], "description": "It is COMPLETED."}
@@ -221,8 +239,7 @@ def _describe_success(operation: Document, method: str, path: str) -> None:
         (content,) = responses["200"]["content"].values()
         responses["200"] = {
             "description": "Events: each `data` line is a status as JSON, with new log lines only.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
-            "x-event-schema": content["schema"],
+            "content": {"text/event-stream": {"schema": _event_of(content["schema"])}},
         }
     elif path.endswith("/cancel"):
         responses["202"] = responses.pop("200")

@@ -1,4 +1,7 @@
-"""What a training returns: `workers.train.store_outputs` with keys turned into URLs."""
+"""What requests return, with keys turned into URLs: `workers.train.store_outputs` for a training,
+`workers.prepare.conclude_check` for a check."""
+
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -26,6 +29,18 @@ class TrainerOutput(BaseModel):
         description="One reel of the previews, MP4; null when `validation` was empty.",
     )
     metrics_file: File | None = Field(None, description="The loss of every step, as JSON lines.")
+    debug_dataset: File | None = Field(
+        None, description="Archive of the prepared clips; only when `debug_dataset` was true."
+    )
+
+
+class CheckOutput(BaseModel):
+    """The result of a check: its dataset can be trained on."""
+
+    ok: Literal[True]
+    samples: int = Field(description="How many training samples the archive gives.")
+    warnings: list[str] = Field(description="Of the dataset, and of each clip by its name.")
+    report: dict[str, Any] = Field(description="What became of every file.")
     debug_dataset: File | None = Field(
         None, description="Archive of the prepared clips; only when `debug_dataset` was true."
     )

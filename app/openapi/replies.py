@@ -139,12 +139,15 @@ ALL: Final[Replies] = {
 WITH_KEY: Final[Replies] = {401: "NotAuthenticated"}
 WITH_BODY: Final[Replies] = {400: "BadRequest", 413: "BodyTooLarge"}
 WITH_JSON: Final[Replies] = {415: "UnsupportedBody", 422: "InputError"}
-WITH_QUERY: Final[Replies] = {422: "InputError"}
+WITH_PARAMETERS: Final[Replies] = {422: "InputError"}
+
+RESULT_PATH: Final = r"/.+/requests/\{request_id\}"
 
 RULES: Final = (
-    Rule(r".* /.*/requests/\{request_id\}.*", {404: "UnknownRequest"}),
+    Rule(r".* (/.*)?/requests/\{request_id\}.*", {404: "UnknownRequest"}),
+    Rule(r"GET /requests", {404: "UnknownRequest"}),
     Rule(
-        r"GET /.*/requests/\{request_id\}",
+        f"GET {RESULT_PATH}",
         {400: "NotCompleted", 422: "FailedInput", 499: "Cancelled", 504: "TimedOut"},
     ),
     Rule(r"PUT /.*/requests/\{request_id\}/cancel", {400: "AlreadyCompleted"}),
@@ -156,7 +159,7 @@ RULES: Final = (
 
 
 def replies_of(
-    method: str, path: str, *, key: bool, body: bool, json_body: bool, query: bool, submit: bool
+    method: str, path: str, *, key: bool, body: bool, json_body: bool, checked: bool, submit: bool
 ) -> Iterator[tuple[int, str]]:
     """(status, name in `RESPONSES`) of one operation, later ones winning."""
     yield from ALL.items()
@@ -164,7 +167,7 @@ def replies_of(
         (key, WITH_KEY),
         (body, WITH_BODY),
         (json_body, WITH_JSON),
-        (query, WITH_QUERY),
+        (checked, WITH_PARAMETERS),
         (submit, {429: "QueueFull"}),
     ):
         if holds:
