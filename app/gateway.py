@@ -58,10 +58,14 @@ def create_app(
         interval_s=settings.reaper_interval_s,
         attempts_limit=settings.attempts_limit,
     )
-    sweeper = Sweeper(storage, database)
+    sweeper = Sweeper(storage, database, settings.retention_s)
     authenticate = Authenticator.of(settings)
     service = RequestService(
-        database, settings.public_url, publisher.notify, settings.dedupe_window_s
+        database,
+        settings.public_url,
+        publisher.notify,
+        settings.dedupe_window_s,
+        settings.retention_s,
     )
 
     parts = (publisher, reaper, sweeper, service.watcher)
@@ -102,7 +106,7 @@ def create_app(
     replies.install(app, CrossOrigin.of(settings))
     for router in (
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
-        listing_router(database, settings.public_url, authenticate),
+        listing_router(database, settings.public_url, authenticate, settings.retention_s),
         estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
         _health(database),
         router_for(storage, settings, authenticate),
