@@ -9,11 +9,13 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 from starlette.requests import Request
 
+from app.db.engine import AsyncDatabase
 from app.errors import Forbidden, NotAuthenticated
+from app.keys.table import KeyTable
 from app.settings import Settings, is_loopback
 
 SINGLE_USER: Final = "local"
-"""The owner of everything when no keys are set."""
+"""The owner of everything as long as there is no key."""
 SCHEMES: Final = ("Key", "Bearer")
 OWNER_HEX_DIGITS: Final = 32
 """128 bits of the key's hash: enough to tell owners apart, useless for finding the key."""
@@ -25,20 +27,34 @@ def owner_of(key: str) -> str:
 
 
 class Authenticator:
-    """Turns a request into its owner. Called as a dependency of every route that has one."""
+    """Turns a request into its owner. Called as a dependency of every route that has one.
 
-    def __init__(self, keys: Iterable[SecretStr], public_url: str) -> None:
+    Keys are those of the environment, then those of the database. Single-user mode ends for good
+    with the first key of the database: revoking the last one closes the service.
+    """
+
+    def __init__(
+        self, keys: Iterable[SecretStr], table: KeyTable, *, public_url: str, host: str
+    ) -> None:
+        """``host`` is the one listened on: what it reaches decides about single-user mode."""
         secrets = [key.get_secret_value() for key in keys]
         self._owners = [(_digest(key), owner_of(key)) for key in secrets]
+        self._table = table
+        self._may_be_open = not secrets and is_loopback(host)
         self._public_host = urlsplit(public_url).hostname
 
     @classmethod
-    def of(cls, settings: Settings) -> "Authenticator":
-        return cls(settings.api_keys, settings.public_url)
+    def of(cls, settings: Settings, database: AsyncDatabase) -> "Authenticator":
+        return cls(
+            settings.api_keys,
+            KeyTable(database),
+            public_url=settings.public_url,
+            host=settings.host,
+        )
 
     async def __call__(self, request: Request) -> str:
-        """The owner. Raises `NotAuthenticated`, or `Forbidden` in single-user mode."""
-        if not self._owners:
+        """The owner. Raises `NotAuthenticated`, `Forbidden` in single-user mode, `Unavailable`."""
+        if self._may_be_open and not await self._table.used():
             self._check_host(request)
             return SINGLE_USER
         headers = request.headers.getlist("authorization")
@@ -47,18 +63,18 @@ class Authenticator:
                 "Authentication is required: send the header 'Authorization: Key <your key>'."
             )
         scheme, _, key = headers[0].partition(" ")
-        owner = self._owner(key.strip()) if scheme in SCHEMES else None
+        owner = await self._owner(key.strip()) if scheme in SCHEMES else None
         if owner is None:
             raise NotAuthenticated("Invalid key credentials.")
         return owner
 
-    def _owner(self, key: str) -> str | None:
+    async def _owner(self, key: str) -> str | None:
         # Digests have one length, and every key is looked at: the time tells nothing.
         presented, found = _digest(key), None
         for digest, owner in self._owners:
             if hmac.compare_digest(presented, digest):
                 found = owner
-        return found
+        return found or await self._table.owner_of(presented.hex())
 
     def _check_host(self, request: Request) -> None:
         """Without keys, the name it is called by is what keeps strange web pages out: a page whose
@@ -67,7 +83,7 @@ class Authenticator:
         if not is_loopback(host) and host != self._public_host:
             raise Forbidden(
                 "Without API keys the service answers only to localhost and to the host of "
-                "REELSMITH_PUBLIC_URL. Set REELSMITH_API_KEYS to use it under other names."
+                "REELSMITH_PUBLIC_URL. Make a key (`reelsmith keys create`) to use other names."
             )
 
 

@@ -7,7 +7,10 @@ from typing import Annotated
 import typer
 
 from app.client import commands
+from app.keys.commands import keys
+from app.keys.opening import NoKey, require_key_at_start
 from app.settings import Settings
+from app.webhooks.commands import webhooks
 
 main = typer.Typer(
     name="reelsmith",
@@ -15,6 +18,8 @@ main = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+main.add_typer(keys, name="keys")
+main.add_typer(webhooks)
 
 
 @main.command()
@@ -22,6 +27,7 @@ def up() -> None:
     """Start broker, gateway and workers on this machine; Ctrl-C stops them."""
     from app.dev import running
 
+    _require_key(Settings())
     with running(Settings()) as service:
         typer.echo("Ctrl-C stops it.")
         try:
@@ -39,6 +45,7 @@ def serve() -> None:
     from app.gateway import create_app
 
     settings = Settings()
+    _require_key(settings)
     server.run(create_app(settings), settings)
 
 
@@ -64,6 +71,14 @@ def demo(
 
 
 commands.register(main)
+
+
+def _require_key(settings: Settings) -> None:
+    try:
+        require_key_at_start(settings)
+    except NoKey as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from app.errors import Forbidden
 from app.settings import Settings
 
 ANY: Final = "*"
-OPEN_PATH: Final = re.compile(r"/files/(?!upload(/multipart)?/?$).+")
-"""Files by signed URL. The URL is the permission, so any page that has it may use it."""
+OPEN_PATH: Final = re.compile(r"/files/(?!upload(/multipart)?/?$).+|/\.well-known/jwks\.json")
+"""Files by signed URL: the URL is the permission, so any page that has it may use it. And the
+public keys of webhooks."""
 METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE"
 USUAL_HEADERS: Final = "authorization, content-type, range, idempotency-key, x-fal-queue-priority"
 """Allowed where a browser asks for none by name; else those it asks for: clients pass on any."""
@@ -31,6 +32,7 @@ EXPOSED: Final = ", ".join(
         "x-fal-retryable",
         "x-fal-request-timeout-type",
         "x-fal-served-from",
+        "idempotent-replayed",
         "retry-after",
         "accept-ranges",
         "content-disposition",

@@ -5,11 +5,13 @@ ServiceError
 │   ├── BadRequest          400
 │   ├── NotAuthenticated    401
 │   ├── Forbidden           403
+│   │   └── QueueLimitReached
 │   ├── NotFound            404
 │   ├── UnknownRequest      404  {"status": "NOT_FOUND"}
 │   │   └── ExpiredRequest       the same with a detail, for its owner
 │   ├── AlreadyCompleted    400  {"status": "ALREADY_COMPLETED"}
 │   ├── BodyTooLarge        413
+│   │   └── StorageLimitReached
 │   ├── UnsupportedBody     415
 │   ├── QueueFull           429
 │   ├── RunTimeout          504
@@ -88,6 +90,13 @@ class Forbidden(RequestError):
     error_type = "forbidden"
 
 
+class QueueLimitReached(Forbidden):
+    """As many requests of this key wait as may. Not 429: fal's Python client would repeat that for
+    50 seconds (`spec/fal-protocol.md` 1.5), and places become free with trainings, in hours."""
+
+    error_type = "queue_limit_reached"
+
+
 class NotFound(RequestError):
     """Nothing is here."""
 
@@ -140,6 +149,12 @@ class BodyTooLarge(RequestError):
 
     status = 413
     error_type = "payload_too_large"
+
+
+class StorageLimitReached(BodyTooLarge):
+    """More than is left of what this key may store."""
+
+    error_type = "storage_limit_reached"
 
 
 class UnsupportedBody(RequestError):

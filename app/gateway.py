@@ -3,11 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from functools import cache
 
 import structlog
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.utils import get_openapi
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -20,7 +19,10 @@ from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.errors import Unavailable
 from app.hosts import Hosts
+from app.keys.opening import require_key
 from app.logging import configure
+from app.openapi import routes as openapi
+from app.openapi.document import document_of
 from app.requests import estimate_endpoints, namespaces
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
@@ -31,6 +33,10 @@ from app.requests.service import RequestService
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.storage.endpoints import router_for
+from app.webhooks.deliverer import Deliverer
+from app.webhooks.endpoints import make_router as jwks_router
+from app.webhooks.keys import KeyRing
+from app.webhooks.targets import WebhookCheck
 
 VERSION = "0.1.0"
 STORAGE_PATIENCE_S = 5.0
@@ -59,22 +65,23 @@ def create_app(
         attempts_limit=settings.attempts_limit,
     )
     sweeper = Sweeper(storage, database, settings.retention_s)
-    authenticate = Authenticator.of(settings)
+    authenticate = Authenticator.of(settings, database)
     service = RequestService(
         database,
         settings.public_url,
         publisher.notify,
+        WebhookCheck.of(settings),
         settings.dedupe_window_s,
         settings.retention_s,
     )
+    deliverer = Deliverer.of(settings, database, storage)
 
-    parts = (publisher, reaper, sweeper, service.watcher)
-
-    parts = (publisher, reaper, sweeper, service.watcher)
+    parts = (publisher, reaper, sweeper, service.watcher, deliverer)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(upgrade, settings.database_url)
+        await database.read(require_key, settings)
         publisher.notify()
         tasks = [asyncio.create_task(part.run()) for part in parts]
         log.info("gateway.started", public_url=settings.public_url, model=settings.model)
@@ -109,12 +116,15 @@ def create_app(
         listing_router(database, settings.public_url, authenticate, settings.retention_s),
         estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
         _health(database),
-        router_for(storage, settings, authenticate),
+        router_for(storage, settings, authenticate, database),
+        jwks_router(database, KeyRing.of(settings)),
+        openapi.make_router(modes.all(), settings.public_url),
         namespaces.make_router(authenticate),
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    document = cache(lambda: document_of(app, modes.all(), settings.public_url))
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
@@ -146,18 +156,3 @@ def _health(database: AsyncDatabase) -> APIRouter:
 
 def _ping(session: Session) -> None:
     session.execute(text("SELECT version_num FROM alembic_version"))
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the modes' inputs: their routes read the body themselves."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for mode in modes.all():
-            schema = mode.request_model.model_json_schema(
-                ref_template="#/components/schemas/{model}"
-            )
-            schemas |= schema.pop("$defs", {})
-            schemas[mode.request_model.__name__] = schema
-        app.openapi_schema = document
-    return app.openapi_schema

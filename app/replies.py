@@ -14,6 +14,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.cors import CrossOrigin
@@ -130,8 +131,19 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         path = request.url.path[:MAX_SHOWN_PATH]
         return _flat("not_found", f"Path {path} not found", 404, headers)
-    kind = "method_not_allowed" if error.status_code == 405 else "bad_request"
-    return _flat(kind, str(error.detail), error.status_code, headers)
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods_at(request))
+        return _flat("method_not_allowed", str(error.detail), 405, headers)
+    return _flat("bad_request", str(error.detail), error.status_code, headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Of all routes of this path; Starlette's own answer knows the first one's only."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE:
+            methods |= route.methods or set()
+    return sorted(methods)
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:

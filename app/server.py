@@ -3,6 +3,7 @@
 import logging
 import socket
 import sys
+from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -21,16 +22,30 @@ class Server(uvicorn.Server):
         app = self.config.app
         if isinstance(app, FastAPI):
             app.state.watcher.close()
+        if self.config.is_ssl:
+            self._drop_idle()
         await super().shutdown(sockets)
 
+    def _drop_idle(self) -> None:
+        """TLS is ended by both sides, and a client that waits for nothing does not look: each of
+        its open connections would use up the grace."""
+        for connection in list(self.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is None or cycle.response_complete:
+                connection.transport.abort()
 
-def configured(app: FastAPI, host: str, port: int) -> Server:
-    """A server for ``app``; logs are the app's own."""
+
+def configured(
+    app: FastAPI, host: str, port: int, tls_cert: Path | None = None, tls_key: Path | None = None
+) -> Server:
+    """A server for ``app``, of HTTPS where a certificate is given; logs are the app's own."""
     return Server(
         uvicorn.Config(
             app,
             host=host,
             port=port,
+            ssl_certfile=tls_cert,
+            ssl_keyfile=tls_key,
             log_level=logging.WARNING,
             log_config=None,
             server_header=False,
@@ -42,7 +57,7 @@ def configured(app: FastAPI, host: str, port: int) -> Server:
 
 def run(app: FastAPI, settings: Settings) -> None:
     """Until a signal ends it."""
-    server = configured(app, settings.host, settings.port)
+    server = configured(app, settings.host, settings.port, settings.tls_cert, settings.tls_key)
     server.run()
     if not server.started:
         sys.exit(3)

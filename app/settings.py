@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.db.engine import driver_url
@@ -22,7 +22,8 @@ def _default_database_url(values: dict[str, Any]) -> str:
 
 
 def _default_public_url(values: dict[str, Any]) -> str:
-    return f"http://127.0.0.1:{values['port']}"
+    scheme = "https" if values.get("tls_cert") else "http"
+    return f"{scheme}://127.0.0.1:{values['port']}"
 
 
 class Settings(BaseSettings):
@@ -45,10 +46,16 @@ class Settings(BaseSettings):
     # The gateway
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    tls_cert: FilePath | None = None
+    """PEM, the whole chain. With it the gateway speaks HTTPS by itself; fal's clients speak nothing
+    else, so without it put a proxy in front that does."""
+    tls_key: FilePath | None = None
+    """PEM, without a passphrase."""
     public_url: str = Field(default_factory=_default_public_url)
     """Where clients reach the gateway; every URL it hands out begins with it."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
-    """Separated by commas, or a JSON list. None: single-user mode, on loopback only."""
+    """Separated by commas, or a JSON list; those of `reelsmith keys` come on top. Without any key:
+    single-user mode, on loopback only (`app/keys/opening.py`)."""
     cors_origins: Annotated[tuple[str, ...] | None, NoDecode] = None
     """Origins (``https://studio.example.com``) whose pages may use the service from a browser;
     ``*``: all. None: all where keys are set, else none (docs/decisions/0007)."""
@@ -104,12 +111,21 @@ class Settings(BaseSettings):
     fetch_extra_ports: Annotated[tuple[int, ...], NoDecode] = ()
     """Ports that URLs may name besides 80 and 443."""
 
+    # Webhooks
+    webhook_allow_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """As ``fetch_allow_private_hosts``, for receivers of webhooks. A list of its own: a host that
+    files may be read from is not yet one that strangers may have us POST to."""
+    webhook_extra_ports: Annotated[tuple[int, ...], NoDecode] = ()
+    """Ports that webhook URLs may name besides 80 and 443."""
+
     @field_validator(
         "api_keys",
         "cors_origins",
         "run_hosts",
         "fetch_allow_private_hosts",
         "fetch_extra_ports",
+        "webhook_allow_private_hosts",
+        "webhook_extra_ports",
         mode="before",
     )
     @classmethod
@@ -153,12 +169,9 @@ class Settings(BaseSettings):
         return url.rstrip("/")
 
     @model_validator(mode="after")
-    def _open_only_with_keys(self) -> "Settings":
-        if not self.api_keys and not is_loopback(self.host):
-            raise ValueError(
-                f"host {self.host!r} can be reached from outside, and no API key is set: anybody "
-                "could train here. Set REELSMITH_API_KEYS, or REELSMITH_HOST=127.0.0.1"
-            )
+    def _tls_is_whole(self) -> "Settings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
         return self
 
     @model_validator(mode="after")
@@ -180,8 +193,9 @@ class Settings(BaseSettings):
 
     @property
     def single_user(self) -> bool:
-        """No keys: everybody who reaches the loopback interface is the one user."""
-        return not self.api_keys
+        """No keys here, and on loopback. If the database has none either, everybody who reaches
+        that interface is the one user."""
+        return not self.api_keys and is_loopback(self.host)
 
 
 def is_loopback(host: str) -> bool:

@@ -252,7 +252,7 @@ class SigningKey(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     private: Mapped[str] = mapped_column(CleanText)
-    """The 32 bytes in base64."""
+    """The 32 bytes, encrypted (`app/webhooks/keys.py`), in base64."""
     created_at: Mapped[float] = mapped_column(Float, default=db_now())
     signs_from: Mapped[float] = mapped_column(Float)
     """Published before that, so that receivers know it when it is first used."""

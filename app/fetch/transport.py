@@ -1,8 +1,10 @@
 """Connections that go to checked addresses only, and never outlast their deadline."""
 
+import asyncio
 import ssl
 import time
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from typing import Any
 
 import httpcore
@@ -66,6 +68,41 @@ class PinnedBackend(httpcore.NetworkBackend):
                 failure = error
             else:
                 return _BoundedStream(stream, self._deadline)
+        raise failure or httpcore.ConnectError("no address")
+
+
+class AsyncPinnedBackend(httpcore.AsyncNetworkBackend):
+    """The same rules for an event loop. What bounds its time is the caller's `asyncio.timeout`.
+
+    Names are looked up in ``resolving``: a thread of its own keeps a slow look-up out of the way
+    of the loop's other work.
+    """
+
+    def __init__(self, policy: FetchPolicy, resolving: Executor) -> None:
+        self._policy = policy
+        self._resolving = resolving
+        self._sockets = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """As `PinnedBackend.connect_tcp`; what the policy's resolver raises goes through."""
+        addresses = await asyncio.get_running_loop().run_in_executor(
+            self._resolving, self._policy.addresses, host, port
+        )
+        failure: Exception | None = None
+        for address in addresses:
+            try:
+                return await self._sockets.connect_tcp(
+                    str(address), port, timeout, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
         raise failure or httpcore.ConnectError("no address")
 
 

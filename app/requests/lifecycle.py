@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.clock import db_now
 from app.db.models import Attempt, Event, LogLine, Outcome, Purpose, Request, Stage, State
+from app.keys import limits
 
 LEASE_S = 60.0
 ATTEMPTS_LIMIT = 3
@@ -97,8 +98,9 @@ def claim(
     """Take the next request of ``stage``: normal before low, then the oldest. None: no work.
 
     Passed over are requests past their start deadline, without attempts left, or with a cancel
-    asked for; the reaper ends those.
+    asked for; the reaper ends those. So are requests of owners that run as many as they may.
     """
+    full = limits.owners_at_limit(session)
     token = uuid.uuid4().hex
     next_id = (
         select(Request.id)
@@ -107,6 +109,7 @@ def claim(
             Request.stage == stage,
             Request.cancel_requested_at.is_(None),
             Request.attempts_used < attempts_limit,
+            Request.owner.not_in(full),
             may_start(),
         )
         .order_by(Request.priority, Request.number)
@@ -369,6 +372,8 @@ def finish(
     row.inference_time = inference_time
     # The column takes an SQL expression as well; its declared type is what is read back.
     row.finished_at = db_now()
+    if row.webhook_url is not None:
+        row.webhook_next_at = db_now()
 
 
 def finish_cancelled(row: Request) -> None:
@@ -383,6 +388,8 @@ def finish_cancelled(row: Request) -> None:
 
 
 def _drop_lease(row: Request) -> None:
+    if row.state == State.RUNNING:
+        limits.slot_freed(row)
     row.lease_token = None
     row.lease_expires_at = None
     row.worker = None

@@ -10,6 +10,7 @@ from app.clock import iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import RANK, LogLine, Purpose, Request, State
 from app.errors import ExpiredRequest, InvalidInput, QueueFull, UnknownRequest
+from app.keys.limits import QueueRoom
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
 from app.requests import lifecycle, repeats, repository
@@ -72,19 +73,22 @@ class Taken:
 
 
 class RequestService:
-    """``on_queued`` is called after a commit that made work."""
+    """``on_queued`` is called after a commit that made work; ``check_webhook`` raises for a URL
+    that nothing will be sent to."""
 
     def __init__(
         self,
         database: AsyncDatabase,
         public_url: str,
         on_queued: Callable[[], None],
+        check_webhook: Callable[[str], None],
         dedupe_window_s: float = 0.0,
         retention_s: float = 0.0,
     ) -> None:
         self._database = database
         self._public_url = public_url
         self._on_queued = on_queued
+        self._check_webhook = check_webhook
         self.watcher = Watcher(self.snapshots)
         self._dedupe_window_s = dedupe_window_s
         self.retention_s = retention_s
@@ -104,8 +108,12 @@ class RequestService:
 
         Raises:
             QueueFull: more wait than the caller's limit.
-            InvalidInput: its idempotency key was used for another request.
+            QueueLimitReached: as many of this owner wait as its key may have.
+            InvalidInput: its idempotency key was used for another request, or the webhook's URL
+                leads where none is sent.
         """
+        if options.webhook_url is not None:
+            self._check_webhook(options.webhook_url)
         input = request.model_dump(mode="json")
         new = repository.NewRequest(
             owner=owner,
@@ -192,6 +200,7 @@ class RequestService:
 
 def _submit_all(session: Session, submits: Sequence[Submit]) -> list[Taken | Exception]:
     """What became of each, in their order."""
+    room = QueueRoom(session, (submit.new.owner for submit in submits))
     waiting = repository.queued_by_priority(session)
     answers: list[Taken | Exception] = []
     new: list[repository.NewRequest] = []
@@ -207,6 +216,9 @@ def _submit_all(session: Session, submits: Sequence[Submit]) -> list[Taken | Exc
         rank, limit = RANK[submit.new.priority], submit.max_queue_length
         if limit is not None and (total := sum(waiting.values())) > limit:
             answers.append(QueueFull(f"{total} requests wait already, more than {limit}."))
+            continue
+        if (no_room := room.take(submit.new.owner)) is not None:
+            answers.append(no_room)
             continue
         # All of a better or the same priority came before.
         position = sum(count for other, count in waiting.items() if other <= rank)

@@ -11,17 +11,19 @@ from app.storage.signing import UrlSigner, stored_secret
 SIGNING_FILE: Final = "secret"
 
 
-def make_signer(settings: Settings) -> UrlSigner:
-    """Signs URLs of the gateway. Without a configured secret one is made and kept in the data
-    folder, which is enough where all processes share that folder.
+def service_secret(settings: Settings) -> bytes:
+    """What signatures and encryption of this service rest on. Without a configured secret one is
+    made and kept in the data folder, which is enough where all processes share that folder.
     """
     configured = settings.secret_key
-    secret = (
-        configured.get_secret_value().encode()
-        if configured is not None
-        else stored_secret(settings.data_dir / SIGNING_FILE)
-    )
-    return UrlSigner(secret, settings.public_url)
+    if configured is not None:
+        return configured.get_secret_value().encode()
+    return stored_secret(settings.data_dir / SIGNING_FILE)
+
+
+def make_signer(settings: Settings) -> UrlSigner:
+    """Signs URLs of the gateway."""
+    return UrlSigner(service_secret(settings), settings.public_url)
 
 
 def make_storage(settings: Settings, *, patience_s: float | None = None) -> Storage:

@@ -127,8 +127,8 @@ class Gateway:
         self.settings = settings
         self.sent: list[str] = []
         self.storage = make_storage(settings)
-        app = create_app(settings, self.storage, send or self.sent.append)
-        self.client = TestClient(app, base_url=settings.public_url)
+        self.app = create_app(settings, self.storage, send or self.sent.append)
+        self.client = TestClient(self.app, base_url=settings.public_url)
         self.database = Database(settings.database_url)
 
 

@@ -232,6 +232,18 @@ def test_paths(shared_gateway: Gateway, method: str, path: str, status: int) -> 
     assert len(reply.content) < 1_000
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/t2v", "POST"), ("/files/1-a/uploads/x", "GET, HEAD, PUT"), ("/health", "GET")],
+)
+def test_a_wrong_method_is_told_all_right_ones(
+    shared_gateway: Gateway, path: str, methods: str
+) -> None:
+    reply = shared_gateway.client.delete(path)
+    assert (reply.status_code, reply.headers["allow"]) == (405, methods)
+    assert reply.json()["error_type"] == "method_not_allowed"
+
+
 @pytest.mark.parametrize("namespace", ["workflows", "comfy", "run/workflows"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("below", ["me/x", "me/x/requests/1", "me/x/requests/1/status", "me/x/"])

@@ -1,4 +1,5 @@
-"""Any order of submits, claims, losses, cancels and ends: one owner, forward only, a final end."""
+"""Any order of submits, claims, losses, cancels and ends: one worker, forward only, a final end,
+and never more running than an owner may."""
 
 import shutil
 import tempfile
@@ -17,9 +18,11 @@ from app.db.models import Attempt, Priority, Purpose, Request, Stage, State
 from app.requests import lifecycle, outbox, reaper, repository
 from app.requests.lifecycle import Claim, LeaseLost
 from tests.app.conftest import OWNER, emptied, put, row, submit
+from tests.app.keys.conftest import make_key
 from tests.app.test_lifecycle import WRITES
 
 LIMIT = 3
+MAX_RUNNING = 2
 LATER = (Stage.PREPARE, Stage.TRAIN)
 
 
@@ -28,6 +31,7 @@ class Model:
     """What a request must look like."""
 
     id: str
+    owner: str
     low: bool
     number: int
     check: bool = False
@@ -46,6 +50,7 @@ class Requests(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.database = Database(self.fresh_url())
+        self.limited = make_key(self.database, max_running=MAX_RUNNING).id
         self.models: dict[str, Model] = {}
         self.claims: list[Claim] = []
 
@@ -63,27 +68,42 @@ class Requests(RuleBasedStateMachine):
         found = [model for model in self.models.values() if model.state == State.QUEUED]
         return sorted(found, key=lambda model: (model.low, model.number))
 
-    def back(self, model: Model) -> None:
+    def full(self, owner: str) -> bool:
+        running = [model for model in self.models.values() if model.held and model.owner == owner]
+        return owner == self.limited and len(running) >= MAX_RUNNING
+
+    def stops(self, model: Model) -> None:
+        """It ran, and does no more: the next ones of a limited owner are woken."""
+        if model.held and model.owner == self.limited:
+            for stage in Stage:
+                mine = (m for m in self.queued() if m.owner == model.owner and m.stage == stage)
+                if (following := next(mine, None)) is not None:
+                    following.woken = False
         model.held = None
+
+    def back(self, model: Model) -> None:
+        self.stops(model)
         model.state, model.woken = State.QUEUED, False
         if model.cancelled:
             self.ends(model)
 
     def ends(self, model: Model) -> None:
-        model.held = None
+        self.stops(model)
         model.state = State.COMPLETED
         model.end = columns(self.database, model.id)
 
-    @rule(low=st.booleans(), check=st.booleans())
-    def submit(self, low: bool, check: bool) -> None:
+    @rule(low=st.booleans(), limited=st.booleans(), check=st.booleans())
+    def submit(self, low: bool, limited: bool, check: bool) -> None:
         priority = Priority.LOW if low else Priority.NORMAL
+        owner = self.limited if limited else OWNER
         purpose = Purpose.CHECK if check else Purpose.TRAIN
-        request_id = submit(self.database, priority=priority, purpose=purpose)
-        self.models[request_id] = Model(request_id, low, len(self.models), check)
+        request_id = submit(self.database, owner, priority=priority, purpose=purpose)
+        self.models[request_id] = Model(request_id, owner, low, len(self.models), check)
 
     @rule(stage=st.sampled_from(LATER))
     def claim(self, stage: Stage) -> None:
-        expected = next((model for model in self.queued() if model.stage == stage), None)
+        mine = (m for m in self.queued() if m.stage == stage and not self.full(m.owner))
+        expected = next(mine, None)
         found: Claim | None = self.do(lifecycle.claim, stage, "w", 60.0, LIMIT)
         assert (found and found.request_id) == (expected and expected.id)
         if expected is not None and found is not None:
@@ -140,7 +160,7 @@ class Requests(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel(self, data: Any) -> None:
         model = data.draw(st.sampled_from(list(self.models.values())))
-        answer = self.do(lifecycle.request_cancel, model.id, OWNER)
+        answer = self.do(lifecycle.request_cancel, model.id, model.owner)
         if model.state == State.COMPLETED:
             assert answer == "ALREADY_COMPLETED"
             return

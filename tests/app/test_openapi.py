@@ -74,6 +74,7 @@ def test_every_reference_leads_somewhere(shared_gateway: Gateway) -> None:
         return found
 
     json.loads(json.dumps(document), object_hook=collect)
-    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    components = document["components"]
+    known = {f"#/components/{kind}/{name}" for kind in components for name in components[kind]}
     assert references - {None} <= known
     assert len(references) > len(modes.all())

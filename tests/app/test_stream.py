@@ -129,7 +129,8 @@ def test_a_quiet_stream_is_kept_alive(gateway: Live, monkeypatch: pytest.MonkeyP
 
 def test_who_leaves_is_no_longer_looked_for(gateway: Live) -> None:
     with listening(gateway, submit(gateway.database)) as response:
-        Listener(response).event()
+        listener = Listener(response)  # which closes the connection when it goes
+        listener.event()
         eventually(lambda: gateway.watcher.num_listeners == 1)
         response.close()
         eventually(lambda: gateway.watcher.num_listeners == 0)

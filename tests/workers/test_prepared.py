@@ -29,7 +29,9 @@ def stored(runtime: Runtime, tmp_path: Path) -> Path:
         frame_rate=Fraction(24),
         source="a.mp4",
     )
-    Manifest(width=64, height=64, num_frames=9, with_audio=True, samples=(sample,)).save(folder)
+    Manifest(
+        kind="video", width=64, height=64, num_frames=9, with_audio=True, samples=(sample,)
+    ).save(folder)
     runtime.storage.put_tree(KEY, folder, last=MANIFEST_FILE)
     return folder
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import hashlib
+import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from pydantic import SecretStr
 
 from app import replies
 from app.auth import Authenticator
+from app.db.engine import AsyncDatabase
 from app.settings import Settings
 from app.storage import make_signer
 from app.storage.base import Storage
@@ -44,18 +46,24 @@ def store(settings: Settings) -> LocalStorage:
 
 
 @pytest.fixture
-def http(settings: Settings, store: LocalStorage) -> "Client":
+def http(settings: Settings, store: LocalStorage, migrated_sqlite: Path) -> Iterator["Client"]:
+    shutil.copy(migrated_sqlite, settings.data_dir / "reelsmith.db")
     app = FastAPI()
     replies.install(app)
-    app.include_router(router_for(store, settings, Authenticator.of(settings)))
-    return Client(app)
+    database = AsyncDatabase(settings.database_url)
+    owner = Authenticator.of(settings, database)
+    app.include_router(router_for(store, settings, owner, database))
+    with asyncio.Runner() as runner:
+        yield Client(app, runner)
+        runner.run(database.close())
 
 
 class Client:
     """httpx on the app, without a network. Owns the key unless told otherwise."""
 
-    def __init__(self, app: object) -> None:
+    def __init__(self, app: object, runner: asyncio.Runner) -> None:
         self._app = app
+        self._runner = runner
 
     def __call__(
         self, method: str, url: str, *, key: str | None = API_KEY, **options: object
@@ -69,7 +77,7 @@ class Client:
             async with httpx.AsyncClient(transport=transport, base_url=PUBLIC_URL) as client:
                 return await client.request(method, url, headers=headers, **options)  # type: ignore[arg-type]
 
-        return asyncio.run(send())
+        return self._runner.run(send())
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Uploads of the unmodified fal-client, pointed here as `spec/fal-protocol.md` 1.7 (c) says."""
 
+import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ from starlette.responses import JSONResponse
 
 from app import replies
 from app.auth import Authenticator
+from app.db.engine import AsyncDatabase
 from app.dev import free_port
 from app.settings import Settings
 from app.storage import make_storage
@@ -32,9 +35,14 @@ print(wire.SyncClient().upload_file(sys.argv[2]))
 
 
 @contextmanager
-def serving(app: FastAPI, port: int) -> Iterator[None]:
+def serving(app: FastAPI, port: int, database: AsyncDatabase) -> Iterator[None]:
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run)
+
+    async def serve() -> None:
+        await server.serve()
+        await database.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
     try:
         while not server.started:
@@ -57,7 +65,7 @@ Upload = Callable[[Path], str]
 
 
 @pytest.fixture
-def upload(app: FastAPI, tmp_path: Path) -> Iterator[Upload]:
+def upload(app: FastAPI, tmp_path: Path, migrated_sqlite: Path) -> Iterator[Upload]:
     """Uploads a file with the real client and returns its URL.
 
     In a process of its own: the client reads its settings when it is imported, and leaves its
@@ -66,7 +74,11 @@ def upload(app: FastAPI, tmp_path: Path) -> Iterator[Upload]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = Settings(data_dir=tmp_path / "data", public_url=url, api_keys=(SecretStr(API_KEY),))
-    app.include_router(router_for(make_storage(settings), settings, Authenticator.of(settings)))
+    settings.data_dir.mkdir()
+    shutil.copy(migrated_sqlite, settings.data_dir / "reelsmith.db")
+    database = AsyncDatabase(settings.database_url)
+    owner = Authenticator.of(settings, database)
+    app.include_router(router_for(make_storage(settings), settings, owner, database))
 
     def run(path: Path) -> str:
         done = subprocess.run(
@@ -80,7 +92,7 @@ def upload(app: FastAPI, tmp_path: Path) -> Iterator[Upload]:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    with serving(app, port):
+    with serving(app, port, database):
         yield run
 
 

@@ -1,0 +1,46 @@
+"""What requests return, with keys turned into URLs: `workers.train.store_outputs` for a training,
+`workers.prepare.conclude_check` for a check."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class File(BaseModel):
+    """A file of a result. Reading the result again gives a URL that holds for a week more."""
+
+    url: str = Field(
+        description="Where to download it; needs no key.", json_schema_extra={"format": "uri"}
+    )
+    content_type: str = Field(description="Its media type.")
+    file_name: str = Field(description="The name it is downloaded under.")
+    file_size: int = Field(description="Bytes.")
+
+
+class TrainerOutput(BaseModel):
+    """The result of every trainer."""
+
+    lora_file: File = Field(description="The trained LoRA, .safetensors.")
+    config_file: File = Field(
+        description="JSON with the trigger phrase and the training type, for whoever uses the LoRA."
+    )
+    video: File | None = Field(
+        None,
+        description="One reel of the previews, MP4; null when `validation` was empty.",
+    )
+    metrics_file: File | None = Field(None, description="The loss of every step, as JSON lines.")
+    debug_dataset: File | None = Field(
+        None, description="Archive of the prepared clips; only when `debug_dataset` was true."
+    )
+
+
+class CheckOutput(BaseModel):
+    """The result of a check: its dataset can be trained on."""
+
+    ok: Literal[True]
+    samples: int = Field(description="How many training samples the archive gives.")
+    warnings: list[str] = Field(description="Of the dataset, and of each clip by its name.")
+    report: dict[str, Any] = Field(description="What became of every file.")
+    debug_dataset: File | None = Field(
+        None, description="Archive of the prepared clips; only when `debug_dataset` was true."
+    )
