@@ -1,5 +1,6 @@
 """Who asks. A key is one opaque text: ``Authorization: Key <key>`` or ``Bearer <key>``."""
 
+import functools
 import hashlib
 import hmac
 from collections.abc import Iterable
@@ -79,12 +80,21 @@ class Authenticator:
     def _check_host(self, request: Request) -> None:
         """Without keys, the name it is called by is what keeps strange web pages out: a page whose
         own name was made to point to 127.0.0.1 still sends that name (DNS rebinding)."""
-        host = request.url.hostname or ""
+        host = _host_name(request.headers.get("host", ""))
         if not is_loopback(host) and host != self._public_host:
             raise Forbidden(
                 "Without API keys the service answers only to localhost and to the host of "
                 "REELSMITH_PUBLIC_URL. Make a key (`reelsmith keys create`) to use other names."
             )
+
+
+@functools.lru_cache(maxsize=256)
+def _host_name(header: str) -> str:
+    """Of a ``Host`` header, which may name a port and hold anything."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _digest(key: str) -> bytes:

@@ -1,5 +1,6 @@
 """All settings, from ``REELSMITH_*`` variables. A bad combination fails at start, by name."""
 
+import functools
 import ipaddress
 import json
 from pathlib import Path
@@ -198,6 +199,7 @@ class Settings(BaseSettings):
         return not self.api_keys and is_loopback(self.host)
 
 
+@functools.lru_cache(maxsize=256)  # the host of every call to a service without keys
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach ``host``. Names other than ``localhost`` don't count."""
     if host == "localhost":

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.routing import BaseRoute
 
 from app.auth import Authenticator
 from app.db.models import Purpose, State
@@ -78,7 +79,15 @@ def make_router(
             _add_submit(router, mode, purpose, service, authenticate, storage, run_wait_s)
     for prefix, app in prefixes_of(modes).items():
         _add_queue(router, prefix, app, service, authenticate, storage)
+    # They are tried one by one, for every call: what is called most comes first.
+    router.routes.sort(
+        key=lambda route: not getattr(route, "operation_id", "").startswith("submit")
+    )
     return router
+
+
+def _name_of(route: BaseRoute) -> str:
+    return (route.operation_id or "") if isinstance(route, APIRoute) else ""
 
 
 def prefixes_of(modes: Iterable[AnyMode]) -> dict[str, str]:
