@@ -8,6 +8,7 @@ ServiceError
 │   │   └── QueueLimitReached
 │   ├── NotFound            404
 │   ├── UnknownRequest      404  {"status": "NOT_FOUND"}
+│   │   └── ExpiredRequest       the same with a detail, for its owner
 │   ├── AlreadyCompleted    400  {"status": "ALREADY_COMPLETED"}
 │   ├── BodyTooLarge        413
 │   │   └── StorageLimitReached
@@ -23,6 +24,7 @@ traceback, or more of the input than `MAX_ECHO`.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, ClassVar, Final
 
@@ -113,6 +115,23 @@ class UnknownRequest(RequestError):
 
     def body(self) -> dict[str, Any]:
         return {"status": "NOT_FOUND"}
+
+
+class ExpiredRequest(UnknownRequest):
+    """It was there; the retention has removed it. For its owner's eyes only."""
+
+    def __init__(self, expired_at: float, retention_s: float) -> None:
+        super().__init__()
+        day = datetime.fromtimestamp(expired_at, UTC).date().isoformat()
+        self.detail = f"This request expired on {day}"
+        if retention_s > 0:
+            days = round(retention_s / 86_400, 3)
+            unit = "day" if days == 1 else "days"
+            self.detail += f"; results are kept for {days:g} {unit} (REELSMITH_RETENTION_S)"
+        self.detail += "."
+
+    def body(self) -> dict[str, Any]:
+        return {**super().body(), "detail": self.detail}
 
 
 class AlreadyCompleted(RequestError):

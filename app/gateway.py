@@ -64,7 +64,7 @@ def create_app(
         interval_s=settings.reaper_interval_s,
         attempts_limit=settings.attempts_limit,
     )
-    sweeper = Sweeper(storage, database)
+    sweeper = Sweeper(storage, database, settings.retention_s)
     authenticate = Authenticator.of(settings, database)
     service = RequestService(
         database,
@@ -72,6 +72,7 @@ def create_app(
         publisher.notify,
         WebhookCheck.of(settings),
         settings.dedupe_window_s,
+        settings.retention_s,
     )
     deliverer = Deliverer.of(settings, database, storage)
 
@@ -112,7 +113,7 @@ def create_app(
     replies.install(app, CrossOrigin.of(settings))
     for router in (
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
-        listing_router(database, settings.public_url, authenticate),
+        listing_router(database, settings.public_url, authenticate, settings.retention_s),
         estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
         _health(database),
         router_for(storage, settings, authenticate, database),

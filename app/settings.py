@@ -99,6 +99,11 @@ class Settings(BaseSettings):
     s3_patience_s: float = Field(default=900.0, ge=0)
     """How long a worker repeats an operation while S3 is down (`spec/reliability.md` R10)."""
 
+    # Retention
+    retention_s: float = Field(default=30 * 24 * 3600.0, ge=0)
+    """How long finished requests with their files, uploads, and prepared datasets that no request
+    uses any more are kept (`docs/retention.md`). 0: for ever."""
+
     # Files that are fetched from users' URLs
     fetch_allow_private_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Host names, addresses and networks (``10.0.0.0/8``) that URLs may point to although they

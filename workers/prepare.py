@@ -1,7 +1,9 @@
 """The prepare stage: from a URL to a prepared dataset in the store, or a report of why not."""
 
+import contextlib
 import hashlib
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +14,8 @@ from app.db.models import Purpose, Stage
 from app.fetch import Downloaded, Fetcher, FetchError
 from app.requests import lifecycle
 from app.requests.estimate import DatasetFacts, estimate
+from app.storage import Storage
+from app.storage.errors import ObjectMissing
 from preprocessing.events import EVENTS_FILE
 from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE, VALIDATION_FILE, Manifest
 from preprocessing.report import ArchiveFacts, DatasetReport, Problem, Refusal, Totals
@@ -75,9 +79,8 @@ def _prepare(attempt: Attempt) -> None:
     key = prepared_key(archive, rule)
     dataset = attempt.folder / "dataset"
     storage = attempt.runtime.storage
-    if storage.stat(f"{key}/{MANIFEST_FILE}") is not None:
+    if fetch_prepared(storage, key, dataset):
         attempt.forward.log("This dataset was prepared before with the same settings; using that.")
-        storage.fetch_tree(key, dataset, last=MANIFEST_FILE)
         store_report(attempt, dataset)
     else:
         run_preparation(attempt, archive, rule, dataset)
@@ -115,7 +118,10 @@ def conclude_check(attempt: Attempt, dataset: Path, prepared: dict[str, Any]) ->
     if "debug_dataset" in prepared:
         body["debug_dataset"] = prepared["debug_dataset"]
     seconds = round(time.monotonic() - attempt.started, 3)
-    attempt.write(lambda session: lifecycle.complete(session, attempt.claim, body, 0, seconds))
+    kept = {"key": prepared["key"]}
+    attempt.write(
+        lambda session: lifecycle.complete(session, attempt.claim, body, 0, seconds, prepared=kept)
+    )
     log.info("attempt.checked", samples=report.totals.samples)
     if "validation" in prepared:
         attempt.runtime.storage.delete_tree(prepared["validation"])
@@ -158,6 +164,29 @@ def prepared_key(archive: Path, rule: DatasetRule) -> str:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(f"\n{PREPARED_FORMAT}\n{rule.model_dump_json()}".encode())
     return f"prepared/{digest.hexdigest()}"
+
+
+def fetch_prepared(storage: Storage, key: str, dataset: Path) -> bool:
+    """Bring what was prepared before. False: nothing was, or a sweep took it away meanwhile."""
+    if storage.stat(f"{key}/{MANIFEST_FILE}") is None:
+        return False
+    with contextlib.suppress(ObjectMissing):
+        storage.fetch_tree(key, dataset, last=MANIFEST_FILE)
+        if is_whole(dataset):
+            return True
+    # A rest with a manifest would stand in the way of the whole.
+    storage.delete(f"{key}/{MANIFEST_FILE}")
+    shutil.rmtree(dataset, ignore_errors=True)
+    return False
+
+
+def is_whole(dataset: Path) -> bool:
+    """Whether every file that the manifest names is there."""
+    names: list[str | None] = []
+    for sample in Manifest.load(dataset).samples:
+        audio = None if sample.audio is None else sample.audio.path
+        names += [sample.frames, audio, sample.keep_mask]
+    return all((dataset / name).exists() for name in names if name is not None)
 
 
 def run_preparation(attempt: Attempt, archive: Path, rule: DatasetRule, dataset: Path) -> None:

@@ -19,6 +19,7 @@ from workers.checkpoints import CheckpointStore, Uploader
 from workers.children import POLL_S, EventTail, TrainerProcess
 from workers.failures import our_fault, users_fault
 from workers.files import file_entry, put_patiently
+from workers.prepare import is_whole
 from workers.runtime import Runtime
 
 log = structlog.get_logger()
@@ -77,6 +78,8 @@ def make_job(
     dataset, validation = attempt.folder / "dataset", attempt.folder / "validation"
     try:
         runtime.storage.fetch_tree(prepared["key"], dataset, last=MANIFEST_FILE)
+        if not is_whole(dataset):
+            raise PreparedGone
         if "validation" in prepared:
             runtime.storage.fetch_tree(prepared["validation"], validation, last=VALIDATION_FILE)
     except ObjectMissing as error:

@@ -10,6 +10,7 @@ import structlog
 from app.db.engine import AsyncDatabase
 from app.requests import outbox, reaper, repository
 from app.requests.outbox import Send
+from app.requests.retention import Retention
 from app.storage import Storage
 from app.storage.multipart import sweep_parts
 
@@ -102,11 +103,13 @@ class Reaper:
 
 
 class Sweeper:
-    """Makes the store ready, then removes what interrupted writes and uploads left in it."""
+    """Makes the store ready, then removes what interrupted writes and uploads left in it, and what
+    is older than the retention."""
 
-    def __init__(self, storage: Storage, database: AsyncDatabase) -> None:
+    def __init__(self, storage: Storage, database: AsyncDatabase, retention_s: float = 0.0) -> None:
         self._storage = storage
         self._database = database
+        self._retention = Retention(database, storage, retention_s)
         self._prepared = False
         self._cleaned: set[str] = set()
 
@@ -130,6 +133,9 @@ class Sweeper:
         uploads = await asyncio.to_thread(sweep_parts, self._storage)
         if writes or uploads:
             log.info("sweeper.pass", writes=writes, uploads=uploads)
+        expired = await self._retention.sweep()
+        if expired:
+            log.info("sweeper.expired", **vars(expired))
         return True
 
 

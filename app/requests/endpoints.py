@@ -122,7 +122,7 @@ def _add_submit(
         owner = await authenticate(request)
         submitted, _ = await accept(request, owner)
         await wait_for_end(service, submitted, request.receive, run_wait_s)
-        row = await service.get(Asked(mode.app, submitted.request_id, owner))
+        row = await service.get(Asked(mode.app, submitted.request_id, owner, service.retention_s))
         return await _result_of(row, storage)
 
     document: dict[str, Any] = {
@@ -175,7 +175,7 @@ def _add_queue(
     ) -> Asked:
         if not ID.fullmatch(request_id):
             raise UnknownRequest
-        return Asked(app, request_id, owner)
+        return Asked(app, request_id, owner, service.retention_s)
 
     async def status(request: Request, asked: Annotated[Asked, Depends(asked)]) -> Response:
         found = await service.status(asked, wants(request, "logs"))

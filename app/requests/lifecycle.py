@@ -229,10 +229,17 @@ def complete(
     result_body: Mapping[str, Any],
     billable_units: int,
     inference_time: float,
+    *,
+    prepared: Mapping[str, Any] | None = None,
 ) -> None:
-    """The result and what it costs, together. Raises `LeaseLost`."""
+    """The result and what it costs, together. Raises `LeaseLost`.
+
+    A check gives what it ``prepared``: its dataset is kept as long as the request is.
+    """
     row = _owned(session, claim)
     _end_attempt(session, claim.token, Outcome.COMPLETED)
+    if prepared is not None:
+        row.prepared = dict(prepared)
     finish(
         row,
         status=200,

@@ -10,7 +10,7 @@ from app.auth import Authenticator
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import Request
-from app.errors import UnknownRequest
+from app.errors import ExpiredRequest, UnknownRequest
 from app.requests.schemas import WIRE_STATUS, Listed, RequestList
 
 DEFAULT_LIMIT: Final = 20
@@ -21,7 +21,7 @@ MAX_ID_CHARACTERS: Final = 64
 
 
 def listing_router(
-    database: AsyncDatabase, public_url: str, authenticate: Authenticator
+    database: AsyncDatabase, public_url: str, authenticate: Authenticator, retention_s: float = 0.0
 ) -> APIRouter:
     """``/requests`` and ``/requests/{id}``. Another owner's requests are as absent as none."""
     router = APIRouter(tags=["requests"])
@@ -46,13 +46,16 @@ def listing_router(
         owner: Annotated[str, Depends(authenticate)],
     ) -> Listed:
         """One request, without its endpoint: ids are unique."""
-        return _listed(await database.read(_get, owner, request_id), public_url)
+        row = await database.read(_get, owner, request_id)
+        if row.expired_at is not None:
+            raise ExpiredRequest(row.expired_at, retention_s)
+        return _listed(row, public_url)
 
     return router
 
 
 def _newest(session: Session, owner: str, limit: int, before: str | None) -> list[Request]:
-    query = select(Request).where(Request.owner == owner)
+    query = select(Request).where(Request.owner == owner, Request.expired_at.is_(None))
     if before is not None:
         query = query.where(Request.number < _get(session, owner, before).number)
     return list(session.scalars(query.order_by(Request.number.desc()).limit(limit)))

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import RANK, LogLine, Purpose, Request, State
-from app.errors import InvalidInput, QueueFull, UnknownRequest
+from app.errors import ExpiredRequest, InvalidInput, QueueFull, UnknownRequest
 from app.keys.limits import QueueRoom
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
@@ -36,12 +36,16 @@ class Asked:
     app: str
     request_id: str
     owner: str
+    retention_s: float = 0.0
+    """Said of a request that has expired."""
 
     def find(self, session: Session) -> Request:
-        """Raises `UnknownRequest`, for another owner's request too."""
+        """Raises `UnknownRequest`, for another owner's request too; `ExpiredRequest`."""
         row = repository.get(session, self.request_id, self.app, self.owner)
         if row is None:
             raise UnknownRequest
+        if row.expired_at is not None:
+            raise ExpiredRequest(row.expired_at, self.retention_s)
         return row
 
 
@@ -79,6 +83,7 @@ class RequestService:
         on_queued: Callable[[], None],
         check_webhook: Callable[[str], None],
         dedupe_window_s: float = 0.0,
+        retention_s: float = 0.0,
     ) -> None:
         self._database = database
         self._public_url = public_url
@@ -86,6 +91,7 @@ class RequestService:
         self._check_webhook = check_webhook
         self.watcher = Watcher(self.snapshots)
         self._dedupe_window_s = dedupe_window_s
+        self.retention_s = retention_s
 
     async def submit(
         self,
