@@ -30,7 +30,18 @@ def sdk(pytestconfig: pytest.Config) -> Path:
     if whole.exists():
         return folder
     install = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-qq", "--no-compile", "--target", folder, SDK],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-qq",
+            "--no-compile",
+            "--upgrade",
+            "--target",
+            folder,
+            SDK,
+        ],
         capture_output=True,
         text=True,
         timeout=INSTALL_LIMIT_S,
