@@ -8,7 +8,7 @@ from tests.conformance.gateway import APP, Worker, running, submit
 from tests.conformance.tls import Certificates
 
 DAY_S = 24 * 3600.0
-RETENTION = {"REELSMITH_RETENTION_DAYS": "30"}
+RETENTION = {"REELSMITH_RETENTION_S": str(30 * DAY_S)}
 SWEPT_WITHIN_S = 30.0
 
 
