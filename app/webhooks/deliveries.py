@@ -141,12 +141,12 @@ def redeliver(session: Session, request_id: str) -> None:
     row = session.scalar(select(Request).where(Request.id == request_id).with_for_update())
     if row is None:
         raise RedeliveryRefused(f"There is no request {request_id}.")
+    if row.expired_at is not None:
+        raise RedeliveryRefused("The request's result has expired; there is nothing to send.")
     if row.webhook_url is None:
         raise RedeliveryRefused("The request was submitted without a webhook.")
     if row.state != State.COMPLETED:
         raise RedeliveryRefused("The request has not ended; its webhook follows by itself.")
-    if row.expired_at is not None:
-        raise RedeliveryRefused("The request's result has expired; there is nothing to send.")
     row.webhook_tries = 0
     row.webhook_next_at = db_now()
 
