@@ -61,6 +61,8 @@ def run(out: Path) -> int:
         host="127.0.0.1",
         port=port,
         public_url=f"http://127.0.0.1:{port}",
+        tls_cert=None,
+        tls_key=None,
         model="tiny",
     )
     with tempfile.TemporaryDirectory() as scratch:

@@ -127,9 +127,10 @@ class Service:
             "REELSMITH_MODEL": settings.model,
             "PYTHONUNBUFFERED": "1",
         }
-        if settings.tls_cert and settings.tls_key:
-            self.env["REELSMITH_TLS_CERT"] = str(settings.tls_cert)
-            self.env["REELSMITH_TLS_KEY"] = str(settings.tls_key)
+        for name, path in (("CERT", settings.tls_cert), ("KEY", settings.tls_key)):
+            self.env.pop(f"REELSMITH_TLS_{name}", None)
+            if path is not None:
+                self.env[f"REELSMITH_TLS_{name}"] = str(path)
         if self.broker.redis_url:
             self.env["REELSMITH_REDIS_URL"] = self.broker.redis_url
         declare_queues(self.broker.redis_url, settings.data_dir)

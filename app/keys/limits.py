@@ -51,8 +51,8 @@ class QueueRoom:
         waiting = self._waiting[owner]
         if waiting >= limit:
             return QueueLimitReached(
-                f"This key may have {limit} requests waiting, and has {waiting}. Submit again when "
-                "one of them has started, or cancel one."
+                f"Of this key's requests {waiting} wait, and {limit} may. Submit again when one of "
+                "them has started, or cancel one."
             )
         self._waiting[owner] += 1
         return None

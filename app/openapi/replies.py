@@ -146,6 +146,8 @@ RESULT_PATH: Final = r"/.+/requests/\{request_id\}"
 RULES: Final = (
     Rule(r".* (/.*)?/requests/\{request_id\}.*", {404: "UnknownRequest"}),
     Rule(r"GET /requests", {404: "UnknownRequest"}),
+    # Its parameters are the fields of the mode, which it reads itself.
+    Rule(r"GET /.+/estimate", {422: "InputError"}),
     Rule(
         f"GET {RESULT_PATH}",
         {400: "NotCompleted", 422: "FailedInput", 499: "Cancelled", 504: "TimedOut"},

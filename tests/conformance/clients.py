@@ -72,10 +72,10 @@ class Running:
 
 
 class Python:
-    """`fal_client` behind ``HTTPS_PROXY``, trusting one more authority."""
+    """`fal_client`, led here by ``way`` alone: variables of its environment (1.7 a, b)."""
 
-    def __init__(self, proxy: str, ca: Path, home: Path) -> None:
-        self._proxy = proxy
+    def __init__(self, way: Mapping[str, str], ca: Path, home: Path) -> None:
+        self._way = way
         self._ca = ca
         self._home = home
 
@@ -88,7 +88,7 @@ class Python:
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(self._home),  # a login in ~/.fal would be used
-            "HTTPS_PROXY": self._proxy,
+            **self._way,
             "SSL_CERT_FILE": str(self._ca),
             **({} if key is None else {"FAL_KEY": key}),
         }

@@ -106,7 +106,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def python(_wire: tuple[ConnectProxy, Hop, str], certificates: Certificates, home: Path) -> Python:
     """`fal_client`, straight to the gateway."""
-    return Python(_wire[0].url, certificates.ca, home)
+    return Python({"HTTPS_PROXY": _wire[0].url}, certificates.ca, home)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def counted_python(
     _wire: tuple[ConnectProxy, Hop, str], hop: Hop, certificates: Certificates, home: Path
 ) -> Python:
     """`fal_client` through the hop."""
-    return Python(_wire[2], certificates.ca, home)
+    return Python({"HTTPS_PROXY": _wire[2]}, certificates.ca, home)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
         pytest.param("x", "Bearer", 401, id="a token that nobody has"),
         pytest.param("alice", "Key", 401, id="the id without the secret"),
         pytest.param(ALICE, "Key", 200, id="id and secret"),
+        pytest.param(ALICE, "Bearer", 200, id="id and secret as a token"),
     ],
 )
 def test_c18_keys(

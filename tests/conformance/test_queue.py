@@ -43,6 +43,26 @@ def test_c01_python_submit_gets_an_id_and_three_urls(python: Python, worker: Wor
     assert worker.row(handle["request_id"]).endpoint == OUTPAINT
 
 
+def test_c01_by_host_variables(
+    gateway: Gateway, certificates: Certificates, home: Path, worker: Worker
+) -> None:
+    """Recipe (a), the one for users: no proxy, two variables. A run has a prefix on one host."""
+    host = f"localhost:{gateway.settings.port}"
+    way = {"FAL_RUN_HOST": f"{host}/run", "FAL_QUEUE_RUN_HOST": host}
+    client = Python(way, certificates.ca, home).start(
+        """
+        handle = fal_client.submit(given.app, given.body)
+        tell(handle.request_id)
+        tell(handle.get())
+        """,
+        key=ALICE,
+        app=T2V,
+        body=VALID,
+    )
+    worker.run(client.told()).complete()
+    assert client.end()[-1]["lora_file"]["url"].startswith(gateway.url)
+
+
 def test_c02_javascript_finds_it_under_the_url_that_it_builds(
     python: Python, js: JavaScript, worker: Worker
 ) -> None:
@@ -80,7 +100,7 @@ def test_c03_two_part_sub_path(
         wire(certificates, gateway.settings.port) as (proxy, _, _),
         contextlib.closing(Worker(gateway)) as worker,
     ):
-        python = Python(proxy.url, certificates.ca, home)
+        python = Python({"HTTPS_PROXY": proxy.url}, certificates.ca, home)
         client = python.start(
             """
             handle = fal_client.submit(given.app, given.body)

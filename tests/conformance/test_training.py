@@ -104,7 +104,7 @@ def stack(
             yield Stack(
                 service,
                 http,
-                Python(proxy.url, certificates.ca, home),
+                Python({"HTTPS_PROXY": proxy.url}, certificates.ca, home),
                 JavaScript(node_folder, certificates.ca, service.url),
             )
     finally:

@@ -34,7 +34,7 @@ class TestQueued:
         assert [reply.status_code for reply in replies] == [200, 200, 403]
         body = replies[2].json()
         assert body["error_type"] == replies[2].headers["x-fal-error-type"] == "queue_limit_reached"
-        assert "2 requests waiting" in body["detail"]
+        assert "2 wait, and 2 may" in body["detail"]
         assert "retry-after" not in replies[2].headers
 
     def test_a_place_is_free_once_one_runs_or_ends(self, gateway: Gateway) -> None:
