@@ -8,14 +8,14 @@ from tests.conformance.gateway import APP, Worker, running, submit
 from tests.conformance.tls import Certificates
 
 DAY_S = 24 * 3600.0
-RETENTION = {"REELSMITH_RETENTION_S": str(30 * DAY_S)}
+RETENTION_S = 30 * DAY_S
 SWEPT_WITHIN_S = 30.0
 
 
 def test_c43_retention(certificates: Certificates, tmp_path: Path) -> None:
     """Time passes by moving the request into the past; a gateway sweeps when it starts."""
     with (
-        running(tmp_path, certificates, **RETENTION) as gateway,
+        running(tmp_path, certificates, REELSMITH_RETENTION_S=str(RETENTION_S)) as gateway,
         contextlib.closing(Worker(gateway)) as worker,
         gateway.http() as http,
     ):
@@ -33,7 +33,7 @@ def test_c43_retention(certificates: Certificates, tmp_path: Path) -> None:
         assert file.status_code == 200
         assert len(file.content) == lora["file_size"]
 
-        worker.later(request["request_id"], 31 * DAY_S)
+        worker.later(request["request_id"], RETENTION_S + DAY_S)
         gateway.stop()
         gateway.start()
         deadline = time.monotonic() + SWEPT_WITHIN_S

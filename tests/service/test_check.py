@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.demo import upload
 from tests.conftest import real_clip
-from tests.service.harness import SMALL, Stack, stack, zip_of
+from tests.service.harness import SMALL, Stack, stack, upload, zip_of
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(400)]
 
