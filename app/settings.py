@@ -81,6 +81,8 @@ class Settings(BaseSettings):
     """Of the embedded service, where no ``redis_url`` is given (`app/broker.py`)."""
 
     # Workers
+    preview_steps: int = Field(default=30, ge=1, le=100)
+    """Sampling steps of a validation preview. Fewer are quicker and rougher."""
     checkpoint_every: int = Field(default=250, ge=1)
     """Steps; as many are lost at most when a machine goes away."""
     max_archive_bytes: int = Field(default=20 * 1024**3, ge=1)

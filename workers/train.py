@@ -14,6 +14,7 @@ from app.requests.lifecycle import LeaseLost
 from app.storage.errors import ObjectMissing
 from preprocessing.manifest import MANIFEST_FILE, VALIDATION_FILE
 from trainer.job import Control, Job, JobDir, Result
+from trainer.spec import TrainingSpec
 from workers.attempt import Attempt, Cancelled, PreparedGone, Released, attempt_next
 from workers.checkpoints import CheckpointStore, Uploader
 from workers.children import POLL_S, EventTail, TrainerProcess
@@ -89,7 +90,7 @@ def make_job(
     job_dir.create(
         Job(
             id=attempt.request_id,
-            spec=attempt.mode.training_spec(attempt.request),
+            spec=_spec(attempt),
             dataset=dataset,
             validation_clips=validation if "validation" in prepared else None,
             model=runtime.settings.model,
@@ -98,6 +99,14 @@ def make_job(
             checkpoint_every=runtime.settings.checkpoint_every,
         )
     )
+
+
+def _spec(attempt: Attempt) -> TrainingSpec:
+    """The mode's, with what the operator decides."""
+    spec: TrainingSpec = attempt.mode.training_spec(attempt.request)
+    steps = attempt.runtime.settings.preview_steps
+    validation = spec.validation.model_copy(update={"num_inference_steps": steps})
+    return spec.model_copy(update={"validation": validation})
 
 
 def supervise(attempt: Attempt, job_dir: JobDir, events: "TrainingEvents") -> Result | None:
