@@ -1,7 +1,6 @@
 """What the gateway does beside answering: sending wake-ups, and mending what went wrong."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -13,6 +12,7 @@ from app.requests.outbox import Send
 from app.requests.retention import Retention
 from app.storage import Storage
 from app.storage.multipart import sweep_parts
+from app.waiting import event_within
 
 IDLE_S: Final = 5.0
 """How often the outbox is looked at unasked: rows that another gateway or the reaper made due."""
@@ -46,8 +46,7 @@ class Publisher:
         """Until cancelled."""
         pause = RETRY_S
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), IDLE_S)
+            await event_within(self._work, IDLE_S)
             self._work.clear()
             if await _survive("publisher", self.publish):
                 pause = RETRY_S

@@ -1,7 +1,6 @@
 """The part of the gateway that sends webhooks. Any number of gateways may run one."""
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from typing import Final
@@ -11,6 +10,7 @@ import structlog
 from app.db.engine import AsyncDatabase
 from app.settings import Settings
 from app.storage import Storage
+from app.waiting import event_within
 from app.webhooks import deliveries
 from app.webhooks.deliveries import Busy, Delivery, Outcome
 from app.webhooks.keys import KeyRing
@@ -69,8 +69,7 @@ class Deliverer:
         """Until cancelled."""
         try:
             while True:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._room.wait(), self._poll_s)
+                await event_within(self._room, self._poll_s)
                 self._room.clear()
                 try:
                     await self.start_due()
