@@ -33,6 +33,7 @@ from app.requests.service import RequestService
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.storage.endpoints import router_for
+from app.storage.receiving import STAGING
 from app.webhooks.deliverer import Deliverer
 from app.webhooks.endpoints import make_router as jwks_router
 from app.webhooks.keys import KeyRing
@@ -64,7 +65,7 @@ def create_app(
         interval_s=settings.reaper_interval_s,
         attempts_limit=settings.attempts_limit,
     )
-    sweeper = Sweeper(storage, database, settings.retention_s)
+    sweeper = Sweeper(storage, database, settings.data_dir / STAGING, settings.retention_s)
     authenticate = Authenticator.of(settings, database)
     service = RequestService(
         database,

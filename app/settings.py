@@ -120,6 +120,8 @@ class Settings(BaseSettings):
     files may be read from is not yet one that strangers may have us POST to."""
     webhook_extra_ports: Annotated[tuple[int, ...], NoDecode] = ()
     """Ports that webhook URLs may name besides 80 and 443."""
+    webhook_pace: float = Field(default=1.0, gt=0, le=1)
+    """Factor on every wait for and between attempts; below 1 for trying out what happens."""
 
     @field_validator(
         "api_keys",

@@ -16,7 +16,8 @@ from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
 from app.requests import lifecycle
 from app.requests.lifecycle import Claim, LeaseLost
-from workers.failures import Failure, our_fault
+from preprocessing.failpoints import reach
+from workers.failures import Failure, unforeseen
 from workers.forward import Forwarder
 from workers.lease import LeaseKeeper
 from workers.runtime import Runtime
@@ -101,6 +102,7 @@ def attempt_next(runtime: Runtime, stage: Stage, work: Work) -> bool:
 
     Whatever happens, the request is either ended, queued again, or left with a lease that runs out.
     """
+    reach("worker.woken")
     with runtime.database.write() as session:
         claim = lifecycle.claim(
             session,
@@ -111,6 +113,7 @@ def attempt_next(runtime: Runtime, stage: Stage, work: Work) -> bool:
         )
     if claim is None:
         return False
+    reach("worker.claimed")
     with structlog.contextvars.bound_contextvars(
         request_id=claim.request_id, attempt=claim.attempt, stage=claim.stage.value
     ):
@@ -150,9 +153,9 @@ def _attempt(runtime: Runtime, claim: Claim, work: Work) -> None:
             _fail(attempt, failure)
         except LeaseLost:
             raise
-        except Exception:
+        except Exception as error:
             log.exception("attempt.crashed")
-            _fail(attempt, our_fault("Something failed on our side; nothing is billed."))
+            _fail(attempt, unforeseen(error))
 
 
 def _fail(attempt: Attempt, failure: Failure) -> None:

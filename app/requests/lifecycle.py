@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from app.clock import db_now
 from app.db.models import Attempt, Event, LogLine, Outcome, Purpose, Request, Stage, State
 from app.keys import limits
+from preprocessing.failpoints import reach
 
 LEASE_S = 60.0
 ATTEMPTS_LIMIT = 3
@@ -237,6 +238,7 @@ def complete(
     A check gives what it ``prepared``: its dataset is kept as long as the request is.
     """
     row = _owned(session, claim)
+    reach("complete.before_ledger")
     _end_attempt(session, claim.token, Outcome.COMPLETED)
     if prepared is not None:
         row.prepared = dict(prepared)
@@ -247,6 +249,8 @@ def complete(
         billable_units=billable_units,
         inference_time=inference_time,
     )
+    session.flush()
+    reach("complete.before_commit")
 
 
 def fail(

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.clock import db_now
 from app.db.engine import Database
 from app.db.models import Request, Stage, State
+from preprocessing.failpoints import reach
 
 QUEUES = {Stage.PREPARE: "cpu", Stage.TRAIN: "gpu"}
 TASKS = {"cpu": "reelsmith.prepare", "gpu": "reelsmith.train"}
@@ -83,7 +84,9 @@ def send_all(wakes: list[Due], send: Send) -> list[Due]:
     sent: list[Due] = []
     for wake in wakes:
         try:
+            reach("wake.before_send")
             send(wake.queue)
+            reach("wake.after_send")
         except Exception as error:  # whichever broker: the rows keep it due, and it goes later
             log.warning("wake_up.not_sent", queue=wake.queue, error=repr(error))
             break

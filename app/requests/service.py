@@ -25,6 +25,7 @@ from app.requests.schemas import (
     Submitted,
 )
 from app.requests.watch import Snapshot, Watcher
+from preprocessing.failpoints import reach
 
 log = structlog.get_logger()
 
@@ -130,9 +131,11 @@ class RequestService:
             body_sha256=repeats.sha256_of(mode.id, purpose, input),
             purpose=purpose,
         )
+        reach("submit.before_commit")
         taken = await self._database.write_together(
             _submit_all, Submit(new, options.max_queue_length, self._dedupe_window_s)
         )
+        reach("submit.after_commit")
         if not taken.repeated:
             self._on_queued()
         log.info(

@@ -35,6 +35,7 @@ from app.storage.errors import (
 )
 from app.storage.signing import UrlSigner
 from app.storage.sigv4 import presigned_holds
+from preprocessing.failpoints import reach
 
 PART_BYTES: Final = 16 * 1024 * 1024
 """Multipart parts: a LoRA is 0.1 to 1 GB (`spec/reliability.md` 5.3)."""
@@ -128,6 +129,7 @@ class S3Storage(TreeStorage):
         stored = StoredObject(
             key, digest.size_bytes, digest.sha256, served_content_type(content_type)
         )
+        reach("store.before_put")
         try:
             for attempt in self._retrying():
                 with attempt, _translated(key):
@@ -141,11 +143,13 @@ class S3Storage(TreeStorage):
                         },
                         Config=self._transfer,
                     )
+                    reach("store.between")
                     self._prove(stored, digest.etag)
         except _Unproved:
             with contextlib.suppress(StorageError):
                 self.delete(key)
             raise
+        reach("store.after_put")
         return stored
 
     def fetch(self, key: str, path: Path) -> StoredObject:
