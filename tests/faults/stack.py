@@ -55,6 +55,13 @@ class Layout:
     """Settings beyond `QUICK`."""
     failing_hooks: float = 0.3
     queues: tuple[str, ...] = ("cpu", "gpu")
+    worker_app: str = "workers.celery_app"
+    slots: int = 1
+    """Of each worker."""
+    started: tuple[str, ...] = ("gateway", "cpu", "gpu")
+    """What runs from the beginning, by the first part of its name."""
+    wired: Literal["all", "workers"] = "all"
+    """Who goes through the wires to Redis and the database; the others connect directly."""
 
 
 class Part:
@@ -228,15 +235,17 @@ def running(folder: Path, archive: Path, seed: int, layout: Layout) -> Iterator[
             redis_port = free_port()
             redis_wire = around.enter_context(wire(redis_port))
             env["REELSMITH_REDIS_URL"] = f"redis://127.0.0.1:{redis_wire.port}/0"
+            direct["REELSMITH_REDIS_URL"] = f"redis://127.0.0.1:{redis_port}/0"
             redis = Part("redis", _redis(folder, redis_port), env, folder / "logs" / "redis.log")
         settings = _settings(direct)
+        of_gateways = env if layout.wired == "all" else direct
         database = Database(settings.database_url)
         around.callback(database.close)
         http = around.enter_context(httpx.Client(base_url=front.url, timeout=30.0, trust_env=False))
         stack = Stack(
             folder, layout, settings, front, files, hooks,
-            [_gateway(folder, env, number, port) for number, port in enumerate(ports)],
-            {queue: [_worker(folder, env, queue, n) for n in range(layout.workers)]
+            [_gateway(folder, of_gateways, number, port) for number, port in enumerate(ports)],
+            {queue: [_worker(folder, env, layout, queue, n) for n in range(layout.workers)]
              for queue in layout.queues},
             redis, redis_wire, database_wire, s3, database, http,
         )  # fmt: skip
@@ -253,7 +262,7 @@ def _start(stack: Stack, env: dict[str, str]) -> None:
     stack.gateways[0].start()
     stack.wait_ready()
     for part in stack.parts:
-        if part.dead:
+        if part.dead and part.name.partition("-")[0] in stack.layout.started:
             part.start()
 
 
@@ -335,9 +344,11 @@ def _gateway(folder: Path, env: dict[str, str], number: int, port: int) -> Part:
     return Part(name, command, mine, folder / "logs" / f"{name}.log")
 
 
-def _worker(folder: Path, env: dict[str, str], queue: str, number: int) -> Part:
+def _worker(folder: Path, env: dict[str, str], layout: Layout, queue: str, number: int) -> Part:
     name = f"{queue}-{number}"
-    command = [f"{name}@%h" if word == f"{queue}@%h" else word for word in worker_command(queue)]
+    changed = {f"{queue}@%h": f"{name}@%h", "workers.celery_app": layout.worker_app}
+    command = [changed.get(word, word) for word in worker_command(queue)]
+    command[command.index("-c") + 1] = str(layout.slots)
     return Part(name, command, env, folder / "logs" / f"{name}.log")
 
 
