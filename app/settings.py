@@ -44,6 +44,11 @@ class Settings(BaseSettings):
     """``tiny``, a folder in diffusers layout, or a hub id."""
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where Prometheus asks this process, gateway or worker; None: nowhere (docs/operations.md)."""
+    metrics_host: str = "127.0.0.1"
+    """The interface for that."""
+
     # The gateway
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -11,7 +12,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import modes
-from app.db.models import Stage
+from app.db.models import Stage, State
+from app.metrics.counts import ATTEMPTS, LEASE_LOSSES, QUEUE_WAIT, RETRIES
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
 from app.requests import lifecycle
@@ -118,9 +120,13 @@ def attempt_next(runtime: Runtime, stage: Stage, work: Work) -> bool:
         request_id=claim.request_id, attempt=claim.attempt, stage=claim.stage.value
     ):
         log.info("attempt.started")
+        if claim.waited_s is not None:
+            QUEUE_WAIT.labels(claim.stage.value).observe(claim.waited_s)
         try:
             _attempt(runtime, claim, work)
         except LeaseLost:
+            LEASE_LOSSES.labels(claim.stage.value).inc()
+            ATTEMPTS.labels(claim.stage.value, "lease_lost").inc()
             log.warning("attempt.lease_lost")
         if not runtime.stopping():  # else it would wake itself; the gateway does it in a moment
             runtime.publish()
@@ -133,21 +139,26 @@ def _attempt(runtime: Runtime, claim: Claim, work: Work) -> None:
         forward = Forwarder(runtime.database, claim, claim.stage.value)
         mode = modes.by_path(claim.mode)
         attempt = Attempt(runtime, claim, lease, forward, folder, mode, mode.parse(claim.input))
+        ended = partial(_ended, claim)
         try:
             attempt.check()
             work(attempt)
+            ended("done")
         except Cancelled:
             forward.feed((), at_once=True)
             attempt.write(lambda session: lifecycle.cancelled(session, claim))
+            ended("cancelled")
             log.info("attempt.cancelled")
         except Released:
             forward.feed((), at_once=True)
             reason = "the worker is being stopped"
             attempt.write(lambda session: lifecycle.release(session, claim, reason))
+            ended("released")
             log.info("attempt.released")
         except PreparedGone:
             forward.feed((), at_once=True)
             attempt.write(lambda session: lifecycle.prepare_again(session, claim))
+            ended("prepared_gone")
             log.warning("attempt.prepared_gone")
         except Failure as failure:
             _fail(attempt, failure)
@@ -171,4 +182,12 @@ def _fail(attempt: Attempt, failure: Failure) -> None:
             retryable=failure.retryable,
         )
     )
+    again = state == State.QUEUED
+    _ended(attempt.claim, "retried" if again else "failed")
+    if again:
+        RETRIES.labels(attempt.claim.stage.value, failure.error_type).inc()
     log.warning("attempt.failed", error=failure.error, state=str(state))
+
+
+def _ended(claim: Claim, outcome: str) -> None:
+    ATTEMPTS.labels(claim.stage.value, outcome).inc()

@@ -4,6 +4,7 @@ SIGTERM (a warm shutdown) is the way to stop a worker: the running training is a
 checkpoint and give its request back, which takes seconds, and then the worker ends.
 """
 
+import logging
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
@@ -14,6 +15,7 @@ from app.broker import make_celery
 from app.logging import configure
 from app.requests.outbox import TASKS
 from app.settings import Settings
+from workers import exposed
 from workers.prepare import prepare_next
 from workers.runtime import Runtime
 from workers.train import train_next
@@ -37,7 +39,14 @@ def _remember_shutdown(**_: Any) -> None:
 
 @signals.setup_logging.connect
 def _configure_logging(**_: Any) -> None:
-    configure()
+    configure(settings.log_level)
+    logging.captureWarnings(True)
+
+
+@signals.worker_ready.connect
+def _serve_metrics(**_: Any) -> None:
+    if settings.metrics_port is not None:
+        exposed.serve(settings.metrics_host, settings.metrics_port)
 
 
 @signals.worker_process_shutdown.connect

@@ -8,6 +8,7 @@ from typing import Any, Final
 import structlog
 
 from app.db.engine import AsyncDatabase
+from app.metrics.counts import REAPED
 from app.requests import outbox, reaper, repository
 from app.requests.files import stored_keys
 from app.requests.outbox import Send
@@ -98,6 +99,8 @@ class Reaper:
     async def reap(self) -> bool:
         """One pass."""
         reaped = await self._database.write(reaper.reap, self._attempts_limit)
+        for end, ids in vars(reaped).items():
+            REAPED.labels(end).inc(len(ids))
         if reaped:
             log.info("reaper.pass", **vars(reaped))
             self._on_queued()

@@ -80,6 +80,8 @@ class Claim:
     no_retry: bool
     cancel_requested: bool
     purpose: Purpose = Purpose.TRAIN
+    waited_s: float | None = None
+    """From the submit to the first attempt; None for every other one."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def claim(
         no_retry=row.no_retry,
         cancel_requested=row.cancel_requested_at is not None,
         purpose=Purpose(row.purpose),
+        waited_s=(row.started_at or 0.0) - row.created_at if row.attempt == 1 else None,
     )
 
 

@@ -11,6 +11,7 @@ from app.db.engine import AsyncDatabase
 from app.db.models import RANK, LogLine, Purpose, Request, State
 from app.errors import ExpiredRequest, InvalidInput, QueueFull, UnknownRequest
 from app.keys.limits import QueueRoom
+from app.metrics.counts import SUBMITS
 from app.modes.base import AnyMode
 from app.modes.common import TrainerRequest
 from app.requests import lifecycle, repeats, repository
@@ -136,6 +137,7 @@ class RequestService:
             _submit_all, Submit(new, options.max_queue_length, self._dedupe_window_s)
         )
         reach("submit.after_commit")
+        SUBMITS.labels(mode.path, str(taken.repeated).lower()).inc()
         if not taken.repeated:
             self._on_queued()
         log.info(

@@ -16,6 +16,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from app.metrics.counts import STORE_ERRORS
 from app.storage.base import (
     CHUNK_BYTES,
     FALLBACK_CONTENT_TYPE,
@@ -356,6 +357,18 @@ def _client(session: Any, endpoint_url: str | None) -> Any:
 @contextlib.contextmanager
 def _translated(key: str) -> Iterator[None]:
     """boto's errors as ours, sorted by whether trying again may help."""
+    try:
+        with _sorted_out(key):
+            yield
+    except ObjectMissing:
+        raise  # an answer, not a failure
+    except StorageError as error:
+        STORE_ERRORS.labels(type(error).__name__.lstrip("_")).inc()
+        raise
+
+
+@contextlib.contextmanager
+def _sorted_out(key: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:

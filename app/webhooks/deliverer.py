@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from app.db.engine import AsyncDatabase
+from app.metrics.counts import WEBHOOKS
 from app.settings import Settings
 from app.storage import Storage
 from app.waiting import event_within
@@ -131,6 +132,8 @@ class Deliverer:
         except Exception as error:  # database or store: it is due again after its lease
             log.warning("webhook.not_recorded", request_id=row.id, error=repr(error))
             return
+        ended = "failed" if outcome.error else "delivered"
+        WEBHOOKS.labels("given up" if outcome.final else ended).inc()
         log.info(
             "webhook.delivered" if outcome.error is None else "webhook.failed",
             request_id=row.id,

@@ -1,9 +1,9 @@
 """Break the real service by a plan, and say what became of every request.
 
-    python -m tests.faults                           everything, as many rounds as each has by itself
-    python -m tests.faults chaos --seed 7            one plan; a failing one is run again like this
-    python -m tests.faults chaos --minutes 30        one plan after the other
-    python -m tests.faults r8 r23 --rounds 30        goals of docs/reliability.md by name
+    python -m tests.faults                       everything, with the rounds of each by itself
+    python -m tests.faults chaos --seed 7        one plan; a failing one is run again like this
+    python -m tests.faults chaos --minutes 30    one plan after the other
+    python -m tests.faults r8 r23 --rounds 30    goals of docs/reliability.md by name
 
 Exits with 1 when anything was found that must not be.
 """
@@ -11,6 +11,7 @@ Exits with 1 when anything was found that must not be.
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -46,6 +47,7 @@ GOALS: dict[str, Callable[[Asked], Figure]] = {
 
 def main() -> int:
     asked = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended, it ends what it started
     Path(asked.out).parent.mkdir(parents=True, exist_ok=True)
     bad = 0
     for name in asked.names:

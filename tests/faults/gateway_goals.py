@@ -54,6 +54,7 @@ def r4(asked: Asked) -> Figure:
     with scene(figure, asked.seed, Layout(gateways=2, queues=())) as on:
 
         def kill(number: int) -> None:
+            on.stack.wait_ready()  # by the other one, at least
             victim = on.stack.gateways[number % 2]
             if on.rng.random() < 0.5:
                 on.stack.arm(on.rng.choice(["submit.before_commit", "submit.after_commit"]), "kill")
@@ -81,9 +82,8 @@ def r12(asked: Asked) -> Figure:
             ones = _submit_many(on, number // kills)
             on.stack.arm(places[done % 3], "kill")
             _cancel_all(on, ones)
-            on.stack.until(
-                lambda: len(on.stack.fired()) > done, 60.0, "a killed sender"
-            )  # fmt: skip
+            on.stack.until(lambda: len(on.stack.fired()) > done, 60.0, "a killed sender")
+            on.stack.restart_dead()
         on.judged(figure, tuple(one.request_id for one in on.client.accepted))
         received = on.stack.hooks.received
         bodies: dict[str, set[bytes]] = {}

@@ -125,7 +125,10 @@ def scene(figure: Figure, seed: int, layout: Layout, *, hooks: bool = False) -> 
         with running(folder / "stack", small_archive(folder), seed, layout) as stack:
             hook = stack.hooks.url if hooks else None
             client = Client(stack.front.url, folder / "accepted.jsonl", stack.files.url, hook)
-            yield Scene(stack, client, random.Random(f"{seed} {figure.goal}"))
+            try:
+                yield Scene(stack, client, random.Random(f"{seed} {figure.goal}"))
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{stack.tails()}") from error
         figure.findings += [f"left running: {line}" for line in left_behind(stack)]
 
 
