@@ -75,9 +75,11 @@ class Settings(BaseSettings):
     ``data_dir``, which is enough where all processes share that folder."""
 
     # Queue
-    lease_s: float = Field(default=60.0, gt=0)
+    lease_s: float = Field(default=40.0, gt=0)
+    """How long a silent worker keeps its request; with the reaper's interval, another one goes on
+    within a minute of its death (`docs/reliability.md` R1)."""
     heartbeat_s: float = Field(default=10.0, gt=0)
-    reaper_interval_s: float = Field(default=15.0, gt=0)
+    reaper_interval_s: float = Field(default=10.0, gt=0)
     attempts_limit: int = Field(default=3, ge=1)
     dedupe_window_s: float = Field(default=0.0, ge=0)
     """A submit that equals one of the last so many seconds is answered with that one, unless it

@@ -21,6 +21,9 @@ from workers.runtime import Runtime
 from workers.train import train_next
 
 settings = Settings()
+# Before Celery says a word: its warnings are JSON lines, too.
+configure(settings.log_level)
+logging.captureWarnings(True)
 celery: Celery = make_celery(
     settings.redis_url.get_secret_value() if settings.redis_url else None, settings.data_dir
 )
@@ -38,9 +41,8 @@ def _remember_shutdown(**_: Any) -> None:
 
 
 @signals.setup_logging.connect
-def _configure_logging(**_: Any) -> None:
-    configure(settings.log_level)
-    logging.captureWarnings(True)
+def _keep_our_logging(**_: Any) -> None:
+    """Celery sets none up where somebody answers this signal."""
 
 
 @signals.worker_ready.connect

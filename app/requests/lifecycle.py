@@ -22,7 +22,7 @@ from app.db.models import Attempt, Event, LogLine, Outcome, Purpose, Request, St
 from app.keys import limits
 from preprocessing.failpoints import reach
 
-LEASE_S = 60.0
+LEASE_S = 40.0
 ATTEMPTS_LIMIT = 3
 """Attempts that a request may lose in one stage; the third loss is the end (poison datasets)."""
 

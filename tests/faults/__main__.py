@@ -106,6 +106,7 @@ def _of(run: Run) -> dict[str, Any]:
         "faults": dict(run.done),
         "failpoints": dict(run.fired),
         "swept": verdict.swept,
+        "told": verdict.told,
         "seconds": round(run.seconds),
         "findings": verdict.findings,
     }

@@ -17,6 +17,7 @@ from tests.conftest import real_clip
 from tests.faults.client import patiently
 from tests.faults.scene import Asked, Figure, Scene, scene
 from tests.faults.stack import LEASE_S, Layout
+from tests.service.harness import zip_of
 
 HANDOVER_S = 30.0
 
@@ -99,6 +100,7 @@ def r9(asked: Asked) -> Figure:
     places = ("prepare.downloaded", "prepare.prepared", "train.job_made", "store.before_put")
     with scene(figure, asked.seed, Layout(gateways=1, workers=1)) as on:
         for place in places:
+            on.stack.files.content = _captioned(on, f"a man in a car, {place}")
             on.stack.arm(place, "enospc")
             one = on.training() if place.startswith("train") else on.check()
             on.until_ended(one)
@@ -131,15 +133,17 @@ def _on_a_small_disk(asked: Asked, figure: Figure) -> str:
         on.stack.files.content = small
         after = on.check()
         on.until_ended(after)
-        figure.require(on.row(after).result_status == 200, "what fits did not run afterwards")
+        figure.require(
+            on.row(after).result_status == 200, f"what fits ended with {on.row(after).error}"
+        )
         attempts = len(on.attempts(one))
-        return f"60 MB on 24 MB: {row.error_type} after {attempts} attempts, the next one ran"
+        return f"60 MB on 48 MB: {row.error_type} after {attempts} attempts, the next one ran"
 
 
 @contextlib.contextmanager
 def _tmpfs(folder: Path) -> Iterator[bool]:
     folder.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)]
     try:
         mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
@@ -149,6 +153,13 @@ def _tmpfs(folder: Path) -> Iterator[bool]:
     finally:
         if mounted:
             subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def _captioned(on: Scene, caption: str) -> bytes:
+    """The same clip as a data set of its own, which nobody has prepared yet."""
+    clip = ("phone.mp4", real_clip("carphone_pristine.mp4"))
+    path = zip_of(on.stack.folder / "captioned.zip", clip, ("phone.txt", caption))
+    return path.read_bytes()
 
 
 def _padded(on: Scene, megabytes: int) -> bytes:

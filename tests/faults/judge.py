@@ -19,10 +19,13 @@ from sqlalchemy import select
 from app.db.models import Attempt, Outcome, Request, State
 from tests.faults.client import UNITS, Accepted, Client, patiently
 from tests.faults.servers import Hook
-from tests.faults.stack import Stack
+from tests.faults.stack import S3_KEYS, Stack
 from workers.workdir import sweep
 
 CANCELLED = 499
+SECRETS = (S3_KEYS[1], "X-Amz-Signature")
+PLAIN = ("worker: ",)
+"""How lines begin that Celery itself says to whoever stops it."""
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Verdict:
     """POSTs that came."""
     swept: dict[str, int] = field(default_factory=dict)
     """What the sweeps that a service does by itself took away."""
+    told: dict[str, int] = field(default_factory=dict)
+    """Attempts that were lost or retried, and of how many of them a log line tells."""
     findings: list[str] = field(default_factory=list)
 
     @property
@@ -70,6 +75,7 @@ def judge(stack: Stack, client: Client, cancelled: Iterable[str] = ()) -> Verdic
         say(f"equal trainings made different LoRAs: {sorted(Counter(digests.values()).items())}")
     _webhooks(stack, client, rows, verdict)
     _left_over(stack, rows, verdict)
+    _logs(stack, attempts, verdict)
     return verdict
 
 
@@ -211,6 +217,38 @@ def _left_over(stack: Stack, rows: dict[str, Request], verdict: Verdict) -> None
     parts = [path.name for path in _files(data / "cache") if path.name.endswith((".part", ".tmp"))]
     if parts:
         say(f"half-written files in the cache: {parts[:3]}")
+
+
+def _logs(stack: Stack, attempts: dict[str, list[Attempt]], verdict: Verdict) -> None:
+    """Each line is an event in JSON without a secret; what went wrong has one with its request."""
+    say = verdict.findings.append
+    reaped: set[str] = set()
+    failed: set[tuple[str, int]] = set()
+    for part in stack.parts:
+        if part is stack.redis:
+            continue
+        for line in filter(None, map(str.strip, part.log.splitlines())):
+            if any(secret in line for secret in SECRETS):
+                say(f"{part.name} writes down a secret")
+            try:
+                event = json.loads(line)
+            except ValueError:
+                if not line.startswith(PLAIN):
+                    say(f"{part.name} writes a line that is no JSON: {line[:200]}")
+                continue
+            if event.get("event") == "reaper.pass":
+                reaped.update(event["requeued"], event["dead"], event["cancelled"])
+            if event.get("event") == "attempt.failed":
+                failed.add((event["request_id"], event["attempt"]))
+    every = [attempt for found in attempts.values() for attempt in found]
+    lost = [a for a in every if a.outcome == Outcome.LOST]
+    retried = [a for a in every if a.outcome == Outcome.RETRIED]
+    verdict.told = {
+        "lost": len(lost),
+        "lost, told": sum(a.request_id in reaped for a in lost),
+        "retried": len(retried),
+        "retried, told": sum((a.request_id, a.number) in failed for a in retried),
+    }
 
 
 def _files(folder: Path) -> list[Path]:

@@ -349,7 +349,8 @@ def _worker(folder: Path, env: dict[str, str], layout: Layout, queue: str, numbe
     changed = {f"{queue}@%h": f"{name}@%h", "workers.celery_app": layout.worker_app}
     command = [changed.get(word, word) for word in worker_command(queue)]
     command[command.index("-c") + 1] = str(layout.slots)
-    return Part(name, command, env, folder / "logs" / f"{name}.log")
+    mine = {**env, "REELSMITH_METRICS_PORT": str(free_port())}
+    return Part(name, command, mine, folder / "logs" / f"{name}.log")
 
 
 def _signal(pids: list[int], number: int) -> None:

@@ -4,11 +4,13 @@
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import update
 
@@ -22,7 +24,7 @@ from tests.faults.stack import Layout, Stack, left_behind, running
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
 
 SEED = int(os.environ.get("REELSMITH_FAULTS_SEED", "1"))
-LOAD = Load(trainings=1, checks=4, cancels=1, seconds=25.0, faults=14, drain_s=180.0)
+LOAD = Load(trainings=1, checks=3, cancels=1, seconds=15.0, faults=12, drain_s=200.0)
 
 
 def layout() -> Layout:
@@ -54,6 +56,18 @@ def test_each_request_ends_once_and_nothing_is_left(
     assert verdict.findings == [], stack.tails()
     assert verdict.accepted == LOAD.trainings + LOAD.checks + LOAD.cancels
     assert verdict.ended.total() == verdict.accepted
+
+
+def test_every_part_tells_its_numbers(suffered: tuple[Stack, Client, Verdict]) -> None:
+    """Each process by itself, whatever became of its children."""
+    stack, client, _ = suffered
+    for parts in stack.workers.values():
+        for part in parts:
+            url = f"http://127.0.0.1:{part.env['REELSMITH_METRICS_PORT']}/metrics"
+            assert "reelsmith_step_seconds" in httpx.get(url, trust_env=False).text
+    found = stack.http.get("/metrics").text
+    completed = re.findall(r'reelsmith_requests\{.*state="completed".*\} (\S+)', found)
+    assert sum(map(float, completed)) == len(client.accepted)
 
 
 def _bill_twice(stack: Stack, client: Client) -> None:
