@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.faults import chaos, cut_goals, gateway_goals, worker_goals
+from tests.faults import chaos, cut_goals, gateway_goals, load_goals, worker_goals
 from tests.faults.chaos import Load, Run
 from tests.faults.scene import Asked, Figure
 from tests.faults.stack import Layout
@@ -39,7 +39,10 @@ GOALS: dict[str, Callable[[Asked], Figure]] = {
     "r12": gateway_goals.r12,
     "r14": worker_goals.r14,
     "r15": gateway_goals.r15,
+    "r16": cut_goals.r16,
+    "r19": load_goals.r19,
     "r20": gateway_goals.r20,
+    "r21": load_goals.r21,
     "r23": worker_goals.r23,
     "r24": gateway_goals.r24,
 }

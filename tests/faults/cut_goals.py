@@ -1,4 +1,4 @@
-"""Goals about restarts, partitions, full disks and a store that fails (R5, R7, R9, R10)."""
+"""Goals about restarts, partitions, full disks and a store that fails (R5, R7, R9, R10, R16)."""
 
 import contextlib
 import os
@@ -241,3 +241,52 @@ def _dies_in_a_multipart(on: Scene, figure: Figure) -> str:
     figure.require(begun == 1 and again == 0, f"{begun} multipart uploads swept, then {again}")
     path.unlink()
     return f"killed after {parts()} parts: {begun} upload left, {again} after a sweep"
+
+
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+JUMPS = ("+1h", "-1h")
+
+
+def r16(asked: Asked) -> Figure:
+    """The clocks of workers and of a gateway jump by an hour while a training runs."""
+    figure = Figure("R16")
+    if asked.postgres is None or not FAKETIME.exists():
+        figure.numbers["not run"] = "needs --postgres (a clock of its own) and libfaketime"
+        return figure
+    layout = Layout(gateways=2, workers=1, postgres=asked.postgres)
+    with scene(figure, asked.seed, layout, hooks=True) as on:
+        clock = on.stack.folder / "clock"
+        jumping = [on.stack.gateways[1], *on.stack.workers["cpu"], *on.stack.workers["gpu"]]
+        for part in jumping:
+            part.kill()
+            part.env = {
+                **part.env,
+                "LD_PRELOAD": str(FAKETIME),
+                "FAKETIME_TIMESTAMP_FILE": str(clock),
+                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            }
+            part.start()
+        for jump in JUMPS:
+            clock.write_text("+0")
+            one = on.training()
+            on.stack.until(lambda: on.step(one) >= 10, 180.0, "step 10")
+            clock.write_text(jump)
+            on.until_ended(one)
+            outcomes = [a.outcome for a in on.attempts(one)]
+            expected = [Outcome.ADVANCED, Outcome.COMPLETED]
+            figure.require(outcomes == expected, f"{jump}: {outcomes}")
+        # A lease that was renewed by a clock an hour behind ends as soon as any other.
+        one = on.training()
+        on.stack.until(lambda: on.step(one) >= 10, 180.0, "step 10")
+        for part in on.stack.workers["gpu"]:
+            part.kill()
+        began = time.monotonic()
+        on.stack.until(lambda: len(on.attempts(one, Stage.TRAIN)) == 2, 60.0, "another worker")
+        figure.numbers |= {
+            "jumps": list(JUMPS),
+            "started again after a kill, s": round(time.monotonic() - began, 1),
+        }
+        clock.write_text("+0")
+        on.judged(figure)
+    return figure
