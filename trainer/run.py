@@ -123,6 +123,7 @@ class _Run:
 
     def train(self) -> None:
         job = self.directory.load()
+        assert isinstance(job, Job)
         spec, validation = job.spec, job.spec.validation
         base = BaseModel.open(job.model, self._path(job.cache), _device(job.device))
         with self.events.stage("read_dataset"):
