@@ -53,6 +53,7 @@ class CheckpointError(TrainingError):
 class LoraFileError(TrainingError):
     error_type = "lora_file_invalid"
     users_fault = True
+    field = "loras"
 
 
 class ArtifactError(TrainingError):
