@@ -1,4 +1,5 @@
-"""The trainer by hand: ``python -m trainer run JOB_DIR``, ``serve``, ``tiny``, ``check-lora``."""
+"""The trainer by hand: ``python -m trainer run JOB_DIR``, ``generate ...``, ``check-lora FILE...``,
+``tiny DIR``, and ``serve`` for the worker."""
 
 import argparse
 import os
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from preprocessing.cli import EXIT_OK, EXIT_REFUSED
 from preprocessing.lifetime import PARENT_PID, die_with_parent
+from trainer.by_hand import add_arguments
+from trainer.by_hand import generate as by_hand
 from trainer.job import write_atomically
 from trainer.process import ReleaseOnSigterm
 
@@ -25,12 +28,16 @@ def main() -> int:
     check.add_argument("--name", action="append", help="what to call the files, in their order")
     check.add_argument("--model", type=Path, help="a model's folder that they must fit")
     check.add_argument("--out", type=Path, help="where the report goes, as JSON")
+    generate = commands.add_parser("generate", help="make a video, with LoRAs, from text or a clip")
+    add_arguments(generate)
     arguments = parser.parse_args()
 
     # torch is imported last: --help needs none, and signals should find their handlers in place.
     match arguments.command:
         case "run":
             return _run(arguments.job_dir)
+        case "generate":
+            return by_hand(arguments, generate)
         case "check-lora":
             die_with_parent()
             return _check_loras(arguments)

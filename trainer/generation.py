@@ -112,14 +112,14 @@ class GenerationSpec(_Data):
     num_inference_steps: int = Field(default=15, ge=1)
     guidance_scale: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     """Classifier-free guidance; 1 is none, and one pass per step less."""
-    seed: int
+    seed: int = Field(ge=0, lt=2**63)
     task: Task | None = None
     """What of the source is given. None: text to video."""
     strength: float = Field(default=1.0, ge=0.0, le=1.0)
     """How firmly what is given is held: 1 exactly, 0 not at all."""
     with_audio: bool = True
     encoding: Encoding = Encoding()
-    soft_seam_pixels: int | None = Field(default=16, ge=0)
+    soft_seam_pixels: int | None = Field(default=16, ge=0, le=32)
     """Lay the source's own pixels over the given region, with a seam this wide inside it; None: do
     not. Not done below strength 1, which asks for a changed source."""
     expand_prompt: bool = False

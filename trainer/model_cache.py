@@ -62,14 +62,13 @@ class ModelCache:
             self._text_encoder = key, base.text_encoder()
         return self._text_encoder[1]
 
-    def spare_text_encoder(self, base: BaseModel, *, with_audio: bool) -> None:
+    def spare_text_encoder(self, base: BaseModel) -> None:
         """After encoding: let go of the text encoder unless sampling will have room beside it."""
         if self._text_encoder is None:
             return
         if base.device.type != "cuda":
             keep = base.weight_bytes("text_encoder", "connectors") < _SMALL_BYTES
         else:
-            collect()
             needed = _SAMPLING_BYTES
             if self._transformer is None:
                 needed += base.weight_bytes("transformer")
@@ -102,6 +101,13 @@ def restore_base(transformer: LTX2VideoTransformer3DModel) -> None:
     """As loaded: no adapter, nothing recomputed."""
     remove_adapter(transformer)
     checkpoint_blocks(transformer, 0)
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
 
 
 def _key(base: BaseModel) -> tuple[str, str, str]:

@@ -12,6 +12,8 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from numpy.typing import NDArray
 
+from trainer.generation import Encoding
+
 SAMPLE_RATE: Final = 48_000
 """Hz; what LTX-2.3's vocoder makes."""
 
@@ -35,6 +37,20 @@ class Compression:
     """x264's; three times as fast as its default, and at a constant quality the price is size."""
     max_bit_rate: int | None = MAX_VIDEO_BIT_RATE
     """Bits per second."""
+
+
+CRF: Final = {"low": 28, "medium": 23, "high": 18, "maximum": 12}
+"""x264's constant quality."""
+MAX_BIT_RATE: Final = {
+    "low": 8_000_000,
+    "medium": 16_000_000,
+    "high": 40_000_000,
+    "maximum": None,
+}
+"""Bits per second. Reached by noise only; a file should not be as large as its frames."""
+PRESET: Final = {"fast": "superfast", "balanced": "medium", "small": "slower"}
+"""x264's. At one quality, superfast takes a third of medium's time and half as many bytes again,
+slower takes three times as long and saves up to a tenth."""
 
 
 EXACT: Final = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -195,6 +211,15 @@ def _x264_options(compression: Compression) -> dict[str, str]:
         options["maxrate"] = str(compression.max_bit_rate)
         options["bufsize"] = str(2 * compression.max_bit_rate)
     return options
+
+
+def compression_of(encoding: Encoding) -> Compression:
+    """x264's settings for fal's words."""
+    return Compression(
+        crf=CRF[encoding.quality],
+        preset=PRESET[encoding.write_mode],
+        max_bit_rate=MAX_BIT_RATE[encoding.quality],
+    )
 
 
 def to_rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:

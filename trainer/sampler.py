@@ -82,6 +82,12 @@ class SampledLatents:
     audio: Tensor | None
 
 
+def is_finite(latents: SampledLatents) -> bool:
+    """Whether a sample came to numbers."""
+    streams = (latents.video, latents.audio)
+    return all(bool(torch.isfinite(tokens).all()) for tokens in streams if tokens is not None)
+
+
 def sigma_schedule(num_steps: int, num_tokens: int = SCHEDULE_TOKENS) -> Tensor:
     """Sigmas [num_steps + 1] in float32, falling from 1 to 0; the last but one is 0.1.
 
