@@ -9,6 +9,7 @@ from typing import Any, Final
 from app import modes
 from app.client.errors import Refused
 from app.client.service import Service
+from app.modes.base import Training
 from preprocessing.rules import DatasetRule
 
 ARCHIVE_FIELD: Final = "training_data_url"
@@ -154,7 +155,7 @@ def dataset_rule(mode: str, body: Mapping[str, Any]) -> DatasetRule | None:
     """What the training asks of its clips, where this version knows the mode and the fields fit."""
     filled = {**body, ARCHIVE_FIELD: "https://example.com/a.zip", VALIDATION_FIELD: []}
     for known in modes.all():
-        if mode.strip("/") in (known.path, known.id):
+        if isinstance(known, Training) and mode.strip("/") in (known.path, known.id):
             try:
                 rule: DatasetRule = known.dataset_rule(known.parse(filled))
             except ValueError:
