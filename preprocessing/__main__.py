@@ -3,6 +3,7 @@
     python -m preprocessing ARCHIVE --spec spec.json --out DIR [--show strip.png]
     python -m preprocessing validation --spec clips.json --out DIR
     python -m preprocessing source CLIP [--mask FILE] --spec spec.json --out DIR
+    python -m preprocessing probe VIDEO --out DIR
     python -m preprocessing show DIR --out strip.png
     python -m preprocessing debug DIR --out FILE.zip
 
@@ -23,6 +24,7 @@ from preprocessing.cli import EXIT_OK, EXIT_REFUSED, Parser, PrintedEvents
 from preprocessing.debug_archive import write_debug_archive
 from preprocessing.errors import DatasetError
 from preprocessing.events import EVENTS_FILE, EventLog
+from preprocessing.facts import find_facts
 from preprocessing.lifetime import die_with_parent
 from preprocessing.pool import available_cores
 from preprocessing.prepare import prepare
@@ -41,6 +43,8 @@ def main(arguments: list[str]) -> int:
             return _validation(rest)
         case ["source", *rest]:
             return _source(rest)
+        case ["probe", *rest]:
+            return _probe(rest)
         case ["show", *rest]:
             return _show(rest)
         case ["debug", *rest]:
@@ -115,6 +119,22 @@ def _source(arguments: list[str]) -> int:
         except DatasetError as error:
             print(f"refused: {error.message}", file=sys.stderr)
             return EXIT_REFUSED
+    return EXIT_OK
+
+
+def _probe(arguments: list[str]) -> int:
+    parser = Parser(prog="python -m preprocessing probe")
+    parser.add_argument("video", type=Path, help="the clip to look at")
+    parser.add_argument("--out", type=Path, required=True, help="folder for facts.json")
+    parser.add_argument("--field", default="video_url", help="the field that a refusal blames")
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        facts = find_facts(given.video, given.field, given.out)
+    except DatasetError as error:
+        print(f"refused: {error.message}", file=sys.stderr)
+        return EXIT_REFUSED
+    print(facts.model_dump_json(indent=2))
     return EXIT_OK
 
 
