@@ -142,9 +142,9 @@ class Generation(Mode[G]):
     generation_spec: Callable[[G, Canvas, int, tuple[LoraChoice, ...]], GenerationSpec]
     """Of a request, the canvas, a seed, and the LoRAs' files."""
 
-    def billable_units(self, request: G, size: Canvas) -> int:
-        """Megapixels that a successful run on a canvas of ``size`` is billed as."""
-        return size.megapixels(request.num_frames)
+    def billable_units(self, size: Canvas, num_frames: int) -> int:
+        """Megapixels that a successful run is billed as, by the video that it made."""
+        return size.megapixels(num_frames)
 
 
 AnyMode: TypeAlias = Mode[Any]

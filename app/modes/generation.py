@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from app.modes import canvas, common
 from app.modes.canvas import MAX_PIXELS, MAX_SIDE, MIN_SIDE, Canvas
 from app.modes.refusals import Refusal, refuse
-from trainer.generation import MAX_LORAS, Encoding
+from trainer.generation import MAX_LORAS, Encoding, exact_frame_rate
 
 MAX_LORA_BYTES: Final = 3 * 1024**3
 """The page's 3 GB, in its larger reading."""
@@ -24,8 +24,6 @@ MAX_INLINE_BYTES: Final = 20 * 10**6
 """Of a video that the reply itself carries; as base64 it is a third larger."""
 MAX_SEED: Final = 2**53 - 1
 """The largest whole number that JavaScript reads as it was written."""
-MAX_RATE_DENOMINATOR: Final = 1001
-"""Rates are kept as fractions; those of television have this one."""
 
 NEGATIVE_PROMPT: Final = (
     "color distortion, overexposure, static, blurry details, subtitles, style, artwork, painting, "
@@ -162,7 +160,7 @@ class GenerationRequest(common.Input):
     @property
     def frame_rate(self) -> Fraction:
         """Exact, as containers have it."""
-        return Fraction(str(self.frames_per_second)).limit_denominator(MAX_RATE_DENOMINATOR)
+        return exact_frame_rate(self.frames_per_second)
 
     @property
     def encoding(self) -> Encoding:

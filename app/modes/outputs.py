@@ -59,6 +59,6 @@ class SourceCheckOutput(BaseModel):
     """The result of a generation's check: its source and its LoRAs can be used."""
 
     ok: Literal[True]
-    warnings: list[str] = Field(description="Of the source, and of each LoRA by its name.")
+    notes: list[str] = Field(description="How the source lies in the canvas, and what is unusual.")
     report: dict[str, Any] = Field(description="What the source and the LoRAs are.")
     estimate: dict[str, Any] = Field(description="As `/estimate` has it, for this very source.")

@@ -50,7 +50,7 @@ def estimate_generation(
     return GenerationEstimate(
         endpoint=mode.id,
         model=model_id(model),
-        price=price_of(mode, mode.billable_units(request, size)),
+        price=price_of(mode, mode.billable_units(size, frames)),
         video=VideoSize(
             width=size.width,
             height=size.height,

@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 
 from app import modes
+from app.db.models import Stage
 from app.modes import canvas
 from app.modes.canvas import Canvas
 from app.modes.generation import NEGATIVE_PROMPT
-from tests.app.asking import MISSING, Bad, accepted, check_refused, parsed, wrong
-from tests.app.conftest import Gateway
+from app.requests import lifecycle
+from app.requests.reaper import reap
+from tests.app.asking import MISSING, Bad, accepted, check_refused, example, parsed, wrong
+from tests.app.conftest import Gateway, put
+from tests.app.test_lifecycle import claimed, do
 from trainer.generation import Encoding, LoraChoice, Outpaint
 
 PATH = "outpaint/lora"
@@ -166,10 +170,9 @@ def test_auto_is_as_the_source_is(width: int, height: int) -> None:
     ("given", "rate"),
     [
         (24, Fraction(24)),
-        (29.97, Fraction(2997, 100)),
-        (23.976, Fraction(2997, 125)),
+        (29.97, Fraction(30000, 1001)),
+        (23.976, Fraction(24000, 1001)),
         (12.5, Fraction(25, 2)),
-        (29.97002997, Fraction(30000, 1001)),
     ],
 )
 def test_rates_are_fractions(given: float, rate: Fraction) -> None:
@@ -213,3 +216,35 @@ def test_the_pages_price(shared_gateway: Gateway) -> None:
     assert asked["tokens"]["audio"] == 0
     auto = shared_gateway.client.get(f"/{PATH}/estimate?resolution=auto").json()
     assert (auto["price"]["billable_units"], len(auto["tokens"]["assumes"])) == (72, 1)
+
+
+def test_its_stages_have_its_own_names(gateway: Gateway) -> None:
+    """In the row it is the stage of the GPU, whoever uses it."""
+    request = gateway.client.post(f"/{PATH}", json=example(MODE)).json()
+
+    def shown() -> set[str]:
+        events = gateway.client.get(f"{request['response_url']}/events").json()
+        (listed,) = gateway.client.get("/requests").json()["requests"]
+        return {events["stage"], listed["stage"]}
+
+    assert shown() == {"prepare"}
+    do(gateway.database, lifecycle.advance, claimed(gateway.database), {"canvas": {}})
+    assert shown() == {"generate"}
+    held = claimed(gateway.database, Stage.TRAIN)
+    put(gateway.database, held.request_id, lease_expires_at=1.0)
+    with gateway.database.write() as session:
+        reaped = reap(session, attempts_limit=1)
+    assert reaped.dead == [held.request_id]
+    result = gateway.client.get(request["response_url"])
+    assert (result.status_code, result.headers["x-fal-billable-units"]) == (500, "0")
+    assert "lost while generating" in result.json()["detail"]
+
+
+@pytest.mark.parametrize("prefix", ["fal-ai/ltx-2.3-quality", MODE.id, PATH, f"{PATH}/check"])
+def test_every_form_of_its_urls(gateway: Gateway, prefix: str) -> None:
+    request_id = gateway.client.post(f"/{PATH}", json=example(MODE)).json()["request_id"]
+    status = gateway.client.get(f"/{prefix}/requests/{request_id}/status")
+    assert (status.status_code, status.json()["status"]) == (202, "IN_QUEUE")
+    # Requests of another app are not found there.
+    other = gateway.client.get(f"/outpaint/requests/{request_id}/status")
+    assert other.status_code == 404

@@ -176,8 +176,7 @@ def test_a_training_is_billed_by_its_steps(mode: AnyTraining) -> None:
 
 @every_generation
 def test_a_generation_is_billed_by_its_pixels(mode: AnyGeneration) -> None:
-    request = mode.request_model.model_validate({**example(mode), "num_frames": 121})
-    units = mode.billable_units(request, Canvas(1280, 720))
+    units = mode.billable_units(Canvas(1280, 720), 121)
     assert (units, round(mode.price_per_unit * units, 4)) == (112, Decimal("0.2696"))
 
 
