@@ -117,12 +117,12 @@ def ask_first(
     service: Service,
     mode: str,
     body: Mapping[str, Any],
-    missing: Sequence[Location],
+    places: Sequence[Location],
     **options: Any,
 ) -> None:
     """Let the service check all fields before gigabytes are sent: the same request without what is
-    to be uploaded, which it refuses for that alone. Raises `Refused` for anything else."""
-    places = [(ARCHIVE_FIELD,), *missing]
+    to be uploaded to ``places``, which it refuses for that alone. Raises `Refused` for anything
+    else."""
     try:
         handle, _ = service.submit(mode, without(body, places), **options)
     except Refused as error:
@@ -134,7 +134,8 @@ def ask_first(
             raise Refused(*real, status=422) from None
     else:
         service.cancel(handle)
-        raise Refused(f"{mode} takes no {ARCHIVE_FIELD}, so there is nothing to send it")
+        first = ".".join(map(str, places[0]))
+        raise Refused(f"{mode} takes no {first}, so there is nothing to send it")
 
 
 def without(body: Any, places: Sequence[Location]) -> Any:
