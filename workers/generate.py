@@ -25,6 +25,8 @@ from workers.loras import PreparedLora
 log = structlog.get_logger()
 
 OUTPUTS: Final[tuple[Output, ...]] = (("video", "video", "video/mp4"),)
+SAMPLING: Final = "generate"
+"""The trainer's stage with the sampling steps."""
 SEED_BITS: Final = 32
 """Of a seed that the service chooses: as many as people copy without a slip."""
 
@@ -35,7 +37,7 @@ def generate(attempt: Attempt) -> None:
     assert prepared is not None
     job_dir = JobDir(attempt.folder / "job")
     make_job(attempt, job_dir, prepared)
-    events = _Events(attempt, EventTail(job_dir.events))
+    events = SamplingEvents(attempt, EventTail(job_dir.events))
     result = supervise(attempt, job_dir, events)
     events.forward()
     end(attempt, result)
@@ -143,12 +145,38 @@ def inline(video: dict[str, Any]) -> dict[str, Any]:
     raise dataclasses.replace(failure, body={**failure.body, "video": video})
 
 
-class _Events:
-    """The trainer's events, as they are."""
+class SamplingEvents:
+    """The trainer's events, with its sampling steps told as a training's are: users follow both
+    in the same way."""
 
     def __init__(self, attempt: Attempt, tail: EventTail) -> None:
         self._attempt = attempt
         self._tail = tail
+        self._began_at = self._stepped_at = 0.0
 
     def forward(self) -> None:
-        self._attempt.forward.feed(self._tail.read())
+        self._attempt.forward.feed(map(self._told, self._tail.read()))
+
+    def _told(self, event: dict[str, Any]) -> dict[str, Any]:
+        if event.get("name") != SAMPLING:
+            return event
+        match event["kind"]:
+            case "stage":
+                self._began_at = self._stepped_at = event["ts"]
+                return event
+            case "progress":
+                return self._step(event["ts"], event["done"], event["total"])
+        return event
+
+    def _step(self, ts: float, step: int, of: int) -> dict[str, Any]:
+        """``of`` steps take about as long as those so far."""
+        seconds, self._stepped_at = ts - self._stepped_at, ts
+        return {
+            "kind": "step",
+            "ts": ts,
+            "stage": SAMPLING,
+            "step": step,
+            "of": of,
+            "step_time_s": round(seconds, 3),
+            "eta_s": round((ts - self._began_at) / step * (of - step), 1),
+        }

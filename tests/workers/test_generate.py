@@ -1,13 +1,17 @@
 """What a generation's reply carries: its video, and a seed that no attempt changes."""
 
-from typing import Any
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from app.modes.generation import MAX_INLINE_BYTES, MAX_SEED
 from app.requests.files import signed
+from workers.children import EventTail
 from workers.failures import Failure
-from workers.generate import inline, seed_of
+from workers.generate import SamplingEvents, inline, seed_of
 from workers.runtime import Runtime
 
 VIDEO = {"key": "requests/r/video.mp4", "file_name": "video.mp4", "content_type": "video/mp4"}
@@ -47,3 +51,21 @@ def test_a_seed_is_the_same_at_every_attempt() -> None:
     seeds = [seed_of(request_id) for request_id in ids]
     assert seeds == [seed_of(request_id) for request_id in ids] == [0, 1, 0, 2**32 - 1]
     assert max(seeds) <= MAX_SEED
+
+
+def test_sampling_steps_are_told_as_steps(tmp_path: Path) -> None:
+    """With how long they take; everything else of the trainer's is as it was."""
+    told: list[dict[str, Any]] = []
+    attempt = SimpleNamespace(forward=SimpleNamespace(feed=told.extend))
+    path = tmp_path / "events.jsonl"
+    lines = [
+        {"ts": 100.0, "kind": "stage", "name": "generate", "state": "start"},
+        {"ts": 102.0, "kind": "progress", "name": "generate", "done": 1, "total": 8},
+        {"ts": 105.0, "kind": "progress", "name": "generate", "done": 2, "total": 8},
+        {"ts": 106.0, "kind": "progress", "name": "write_video", "done": 1, "total": 9},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    SamplingEvents(cast(Any, attempt), EventTail(path)).forward()
+    assert (told[0], told[3]) == (lines[0], lines[3])
+    steps = [(e["kind"], e["step"], e["of"], e["step_time_s"], e["eta_s"]) for e in told[1:3]]
+    assert steps == [("step", 1, 8, 2.0, 14.0), ("step", 2, 8, 3.0, 15.0)]
