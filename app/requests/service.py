@@ -12,9 +12,9 @@ from app.db.models import RANK, LogLine, Purpose, Request, State
 from app.errors import ExpiredRequest, InvalidInput, QueueFull, UnknownRequest
 from app.keys.limits import QueueRoom
 from app.modes.base import AnyMode
-from app.modes.common import TrainerRequest
+from app.modes.common import Input
 from app.requests import lifecycle, repeats, repository
-from app.requests.answers import metrics_of, urls
+from app.requests.answers import metrics_of, stage_of, urls
 from app.requests.options import SubmitOptions
 from app.requests.schemas import (
     WIRE_STATUS,
@@ -97,7 +97,7 @@ class RequestService:
         self,
         mode: AnyMode,
         owner: str,
-        request: TrainerRequest,
+        request: Input,
         options: SubmitOptions,
         purpose: Purpose = Purpose.TRAIN,
     ) -> tuple[Submitted, bool]:
@@ -282,7 +282,7 @@ def _events(session: Session, asked: Asked, after: int) -> Events:
     return Events.model_validate(
         {
             "status": WIRE_STATUS[row.state],
-            "stage": row.stage,
+            "stage": stage_of(row.mode, row.stage),
             "progress": row.progress,
             "events": events,
             "after": events[-1].id if events else after,
