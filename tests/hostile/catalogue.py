@@ -30,6 +30,12 @@ def number_of(test_id: str) -> str | None:
     return found[1] if found else None
 
 
+def as_id(case: str) -> str:
+    """``Z1-parent`` of "Z1 parent"."""
+    number, _, rest = case.partition(" ")
+    return f"{number}-{re.sub('[^a-z0-9]+', '-', rest.lower()).strip('-')}"
+
+
 def numbers_in(test_ids: Iterable[str]) -> set[str]:
     return {number for test_id in test_ids if (number := number_of(test_id)) is not None}
 

@@ -7,6 +7,7 @@ import pytest
 from tests.app.conftest import migrated_sqlite
 from tests.hostile.catalogue import number_of
 from tests.hostile.costs import Meter
+from tests.hostile.gateway import Served, serving
 
 __all__ = ["migrated_sqlite"]
 
@@ -23,3 +24,10 @@ def meter(request: pytest.FixtureRequest) -> Iterator[Meter]:
         return
     with meter.running():
         yield meter
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The gateway as a process, with two tenants, for all tests of this folder."""
+    with serving(tmp_path_factory.mktemp("served")) as served:
+        yield served

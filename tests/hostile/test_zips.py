@@ -18,6 +18,7 @@ from preprocessing.archive import ZipArchive
 from preprocessing.report import ClipReport
 from preprocessing.rules import DatasetRule
 from preprocessing.zip_directory import MAX_ENTRIES
+from tests.hostile.catalogue import as_id
 from tests.hostile.costs import MEBIBYTE, Meter
 from tests.hostile.preparing import Job, Prepared, prepare_all
 from tests.preprocessing.test_archive import CLIP, REFUSED, named
@@ -67,12 +68,6 @@ def many_entries(count: int) -> bytes:
 
 
 Build = Callable[[], bytes]
-
-
-def as_id(case: str) -> str:
-    """``Z1-parent`` of "Z1 parent"."""
-    number, _, rest = case.partition(" ")
-    return f"{number}-{re.sub('[^a-z0-9]+', '-', rest.lower())}"
 
 
 ALONE: dict[str, tuple[Build, str]] = {
