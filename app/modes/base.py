@@ -5,7 +5,8 @@ Mode
 └── Generation    a source clip, LoRAs and a prompt become a video
 """
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
@@ -23,6 +24,9 @@ from trainer.spec import TrainingSpec
 R = TypeVar("R", bound=Input)
 T = TypeVar("T", bound=TrainerRequest)
 G = TypeVar("G", bound=GenerationRequest)
+
+NamedUrl: TypeAlias = tuple[tuple[str | int, ...], str]
+"""Where in a request a URL stands, below its body, and the URL."""
 
 MIN_BILLABLE_UNITS = 100
 """The shortest training is billed as this many steps (the pages' "Billing")."""
@@ -48,7 +52,7 @@ def no_sources(request: TrainerRequest) -> list[ValidationSource]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mode(Generic[R]):
+class Mode(ABC, Generic[R]):
     """One thing the service does, behind one pair of paths, ``/{path}`` and ``/{id}``."""
 
     category: ClassVar[str]
@@ -83,6 +87,10 @@ class Mode(Generic[R]):
         """The request out of a row's ``input``. Raises `pydantic.ValidationError`."""
         return self.request_model.model_validate(stored)
 
+    @abstractmethod
+    def urls(self, request: R) -> Iterator[NamedUrl]:
+        """Everything that is fetched for a request."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Mode[T]):
@@ -108,6 +116,14 @@ class Training(Mode[T]):
     """None: no preview of this request needs a source."""
     validation_sources: Callable[[T], list[ValidationSource]] = no_sources
     """One for each entry of ``validation``, in their order; none where the rule is None."""
+
+    def urls(self, request: T) -> Iterator[NamedUrl]:
+        """The dataset, and what previews start from."""
+        yield ("training_data_url",), request.training_data_url
+        for index, source in enumerate(self.validation_sources(request)):
+            yield ("validation", index, "video_url"), source.video_url
+            if source.mask_url is not None:
+                yield ("validation", index, "mask_url"), source.mask_url
 
     def billable_units(self, request: T) -> int:
         """Steps that a successful run is billed as; a failed one has none."""
@@ -141,6 +157,12 @@ class Generation(Mode[G]):
     source_url: Callable[[G], str]
     generation_spec: Callable[[G, Canvas, int, tuple[LoraChoice, ...]], GenerationSpec]
     """Of a request, the canvas, a seed, and the LoRAs' files."""
+
+    def urls(self, request: G) -> Iterator[NamedUrl]:
+        """The source, and the LoRAs."""
+        yield ("video_url",), self.source_url(request)
+        for index, lora in enumerate(request.loras):
+            yield ("loras", index, "path"), lora.path
 
     def billable_units(self, size: Canvas, num_frames: int) -> int:
         """Megapixels that a successful run is billed as, by the video that it made."""

@@ -82,7 +82,7 @@ class RequestService:
         public_url: str,
         on_queued: Callable[[], None],
         check_webhook: Callable[[str], None],
-        check_sources: Callable[[AnyMode, TrainerRequest], None],
+        check_sources: Callable[[AnyMode, Input], None],
         dedupe_window_s: float = 0.0,
         retention_s: float = 0.0,
     ) -> None:
