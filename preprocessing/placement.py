@@ -14,6 +14,8 @@ from preprocessing.manifest import Placement
 from preprocessing.rules import LATENT_STRIDE_PIXELS
 
 _CELL = LATENT_STRIDE_PIXELS
+_DECIMALS = 10_000
+"""Of a scale: 0.6 as a float is a little less, and would fall below a whole cell."""
 
 
 def place(source: tuple[Fraction, Fraction], canvas: tuple[int, int], scale: float) -> Placement:
@@ -30,7 +32,8 @@ def place(source: tuple[Fraction, Fraction], canvas: tuple[int, int], scale: flo
     Raises `DatasetRuleError` where nothing of the canvas would be left to generate.
     """
     fits = min(Fraction(canvas[0]) / source[0], Fraction(canvas[1]) / source[1])
-    wanted = [side * fits * Fraction(scale) for side in source]
+    exact = Fraction(scale).limit_denominator(_DECIMALS)
+    wanted = [side * fits * exact for side in source]
     if all(round(side) >= whole for side, whole in zip(wanted, canvas, strict=True)):
         raise DatasetRuleError(
             f"At source_scale {scale:g} the source fills the whole canvas of {canvas[0]}x"

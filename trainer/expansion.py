@@ -23,22 +23,20 @@ class CannotExpand(Exception):
     """The prompt stays as it is. The message says why, for the log."""
 
 
-def expand_prompt(
-    encoder: TextEncoder, prompt: str, *, max_new_tokens: int = MAX_NEW_TOKENS
-) -> str:
+def expand_prompt(encoder: TextEncoder, prompt: str) -> str:
     """``prompt`` in detail. Raises `CannotExpand` where this model can't write, or wrote nothing
     that is a prompt."""
     tokenizer, gemma = encoder.tokenizer, encoder.gemma
     if not getattr(tokenizer, "chat_template", None):
         raise CannotExpand("the loaded model's tokenizer has no chat template")
+    if len(tokenizer(prompt).input_ids) > MAX_TOKENS:
+        raise CannotExpand("it is longer than what the model reads")
     tokens = _asked(tokenizer, prompt).to(gemma.device)
     length = tokens["input_ids"].shape[1]
-    if length > 4 * MAX_TOKENS:
-        raise CannotExpand("it is long already")
     with torch.inference_mode():
         written = gemma.generate(
             **tokens,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=MAX_NEW_TOKENS,
             do_sample=False,
             temperature=None,
             top_p=None,
