@@ -103,9 +103,9 @@ def generate(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         spec = _spec(given)
     except (ValueError, pydantic.ValidationError) as error:
         parser.error(str(error))
+    if (spec.task is None) != (given.source is None):
+        parser.error(f"--mode {given.mode} {'takes no' if given.source else 'needs a'} --source")
     rule = source_rule(spec)
-    if (rule is None) != (given.source is None):
-        parser.error(f"--mode {given.mode} {'takes no' if rule is None else 'needs a'} --source")
     with tempfile.TemporaryDirectory(prefix="reelsmith-") as temporary:
         root = given.job_dir or Path(temporary)
         root.mkdir(parents=True, exist_ok=True)

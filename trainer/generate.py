@@ -192,6 +192,8 @@ class Generation:
                 should_stop=lambda: self.directory.told() is not None,
             )
         restore_base(transformer)
+        if base.device.type == "cuda":
+            collect()  # decoding wants the room
         self._stop_if_told()
         if latents is None or not is_finite(latents):
             raise SampleError(

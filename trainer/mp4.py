@@ -49,7 +49,7 @@ MAX_BIT_RATE: Final = {
 }
 """Bits per second. Reached by noise only; a file should not be as large as its frames."""
 PRESET: Final = {"fast": "superfast", "balanced": "medium", "small": "slower"}
-"""x264's. At one quality, superfast takes a third of medium's time and half as many bytes again,
+"""x264's. At one quality, superfast takes a quarter of medium's time and half as many bytes again,
 slower takes three times as long and saves up to a tenth."""
 
 

@@ -44,7 +44,7 @@ class SafetyCheck:
                 f"{', '.join(classifier.unsafe_labels)}. Name some of its own."
             )
         self._threshold = classifier.threshold
-        self._every = max(1, num_frames // MAX_FRAMES)
+        self._every = -(-num_frames // MAX_FRAMES)
         self._seen = 0
         self._frames: list[Image.Image] = []
 
