@@ -1,11 +1,16 @@
-"""The trainer by hand: ``python -m trainer run JOB_DIR``, ``serve``, ``tiny DIR``."""
+"""The trainer by hand: ``python -m trainer run JOB_DIR``, ``generate ...``, ``check-lora FILE...``,
+``tiny DIR``, and ``serve`` for the worker."""
 
 import argparse
 import os
 import sys
 from pathlib import Path
 
+from preprocessing.cli import EXIT_OK, EXIT_REFUSED
 from preprocessing.lifetime import PARENT_PID, die_with_parent
+from trainer.by_hand import add_arguments
+from trainer.by_hand import generate as by_hand
+from trainer.job import write_atomically
 from trainer.process import ReleaseOnSigterm
 
 
@@ -18,12 +23,24 @@ def main() -> int:
     commands.add_parser("serve", help="run jobs as JSON lines on stdin ask for them")
     tiny = commands.add_parser("tiny", help="build the tiny model into a folder")
     tiny.add_argument("folder", type=Path)
+    check = commands.add_parser("check-lora", help="say whether LoRA files can be used; no torch")
+    check.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    check.add_argument("--name", action="append", help="what to call the files, in their order")
+    check.add_argument("--model", type=Path, help="a model's folder that they must fit")
+    check.add_argument("--out", type=Path, help="where the report goes, as JSON")
+    generate = commands.add_parser("generate", help="make a video, with LoRAs, from text or a clip")
+    add_arguments(generate)
     arguments = parser.parse_args()
 
     # torch is imported last: --help needs none, and signals should find their handlers in place.
     match arguments.command:
         case "run":
             return _run(arguments.job_dir)
+        case "generate":
+            return by_hand(arguments, generate)
+        case "check-lora":
+            die_with_parent()
+            return _check_loras(arguments)
         case "serve":
             die_with_parent(int(os.environ.get(PARENT_PID) or os.getppid()))
             from trainer.serve import serve
@@ -49,6 +66,22 @@ def _run(job_dir: Path) -> int:
             return 1
         case _:
             return 3
+
+
+def _check_loras(arguments: argparse.Namespace) -> int:
+    """Exit status: 0 all can be used, 2 one is refused."""
+    from trainer.lora_check import check_loras
+
+    names = arguments.name or [path.name for path in arguments.files]
+    report = check_loras(list(zip(names, arguments.files, strict=True)), arguments.model)
+    if arguments.out:
+        write_atomically(arguments.out, report.model_dump_json(indent=2))
+    for facts in report.files:
+        print(f"{facts.name}: {facts.description}")
+    if report.problem is None:
+        return EXIT_OK
+    print(f"refused: {report.problem.message}", file=sys.stderr)
+    return EXIT_REFUSED
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""One job, from its directory to its result: the story of a training, top to bottom."""
+"""One job, from its directory to its result: the story of a training, top to bottom.
+
+That of a generation is in `trainer/generate.py`.
+"""
 
 import errno
-import gc
 import hashlib
 import json
 import shutil
@@ -27,15 +29,17 @@ from trainer.encode import encode_all
 from trainer.errors import CapacityError, TrainingError
 from trainer.examples import Examples, clip_masks
 from trainer.footage import Dataset
+from trainer.generate import Generation
 from trainer.given import open_sources, preview_prompts
-from trainer.job import Control, Job, JobDir, Result, write_atomically
+from trainer.job import Control, GenerateJob, Job, JobDir, Result, write_atomically
 from trainer.loop import Hooks, Stopped, Trainer, train
 from trainer.lora_file import LoraMetadata, save_lora
 from trainer.model import BaseModel
+from trainer.model_cache import ModelCache as ModelCache
+from trainer.model_cache import collect, device_of, restore_base
 from trainer.preview import find_previews, make_previews, preview_steps, validation_geometry
 from trainer.reel import make_reel
 from trainer.spec import TrainingSpec
-from trainer.transformer import checkpoint_blocks
 
 INTERNAL_ERROR = "internal_error"
 """Not foreseen: the process that had it should not be trusted with another job."""
@@ -44,47 +48,9 @@ _STATUS: dict[Control, Literal["cancelled", "released"]] = {
     Control.CANCEL: "cancelled",
     Control.RELEASE: "released",
 }
-_ENCODER_HEADROOM_BYTES = 8 * 10**9
-"""Activations of an encoder at work, beside its weights."""
 
 
-class ModelCache:
-    """Keeps the last job's frozen transformer for the next one of the same kind."""
-
-    def __init__(self) -> None:
-        self._key: tuple[str, str, str, bool] | None = None
-        self._transformer: LTX2VideoTransformer3DModel | None = None
-
-    def transformer(self, base: BaseModel, *, with_audio: bool) -> LTX2VideoTransformer3DModel:
-        """Loaded at most once in a row; never carries an adapter when it is handed out."""
-        key = (base.id, base.fingerprint, str(base.device), with_audio)
-        if self._transformer is None or key != self._key:
-            self.clear()
-            self._transformer = base.transformer(with_audio=with_audio)
-            self._key = key
-        restore_base(self._transformer)
-        return self._transformer
-
-    def make_room(self, base: BaseModel) -> None:
-        """Before encoding: let go of the transformer where the encoders would not fit beside it."""
-        if self._transformer is None or base.device.type != "cuda":
-            return
-        needed = base.weight_bytes("text_encoder", "connectors") + _ENCODER_HEADROOM_BYTES
-        if torch.cuda.mem_get_info(base.device)[0] < needed:
-            self.clear()
-
-    def clear(self) -> None:
-        self._transformer = self._key = None
-        _collect()
-
-
-def restore_base(transformer: LTX2VideoTransformer3DModel) -> None:
-    """As loaded: no adapter, nothing recomputed."""
-    remove_adapter(transformer)
-    checkpoint_blocks(transformer, 0)
-
-
-def run_job(job_dir: Path, models: ModelCache) -> Result:
+def run_job(job_dir: Path, models: ModelCache, *, log: type[EventLog] = EventLog) -> Result:
     """Run the job in ``job_dir`` to its end, whatever that is; always writes result.json.
 
     Nothing is raised: what went wrong is in the result, with a traceback on standard error.
@@ -92,18 +58,24 @@ def run_job(job_dir: Path, models: ModelCache) -> Result:
     directory = JobDir(job_dir)
     directory.previews.mkdir(parents=True, exist_ok=True)
     directory.checkpoints.mkdir(exist_ok=True)
-    with EventLog(directory.events) as events:
-        run = _Run(directory, models, events)
+    with log(directory.events) as events:
+        run: _Run | Generation | None = None
         try:
-            run.train()
+            job = directory.load()
+            if isinstance(job, GenerateJob):
+                run = Generation(job, directory, models, events)
+            else:
+                run = _Run(job, directory, models, events)
+            run.run()
             result = Result(status="completed", step=run.saved_step)
         except Stopped as stopped:
-            result = Result(status=_STATUS[stopped.control], step=run.saved_step)
+            result = Result(status=_STATUS[stopped.control], step=run.saved_step if run else 0)
         except Exception as error:
             traceback.print_exc()  # for the operator; the events are the user's to read
-            result = _failure(error, run.saved_step)
+            result = _failure(error, run.saved_step if run else 0)
         finally:
-            run.clean_up()
+            if run is not None:
+                run.clean_up()
         directory.finish(result)
     return result
 
@@ -111,7 +83,8 @@ def run_job(job_dir: Path, models: ModelCache) -> Result:
 class _Run:
     """One job on its way. ``saved_step`` is what a checkpoint (or the LoRA) has."""
 
-    def __init__(self, directory: JobDir, models: ModelCache, events: EventLog) -> None:
+    def __init__(self, job: Job, directory: JobDir, models: ModelCache, events: EventLog) -> None:
+        self.job = job
         self.directory = directory
         self.models = models
         self.events = events
@@ -121,10 +94,9 @@ class _Run:
         self._num_previews = 0
         self._previews_s = 0.0
 
-    def train(self) -> None:
-        job = self.directory.load()
-        spec, validation = job.spec, job.spec.validation
-        base = BaseModel.open(job.model, self._path(job.cache), _device(job.device))
+    def run(self) -> None:
+        job, spec, validation = self.job, self.job.spec, self.job.spec.validation
+        base = BaseModel.open(job.model, self._path(job.cache), device_of(job.device))
         with self.events.stage("read_dataset"):
             dataset = Dataset(self._path(job.dataset))
             with_audio = dataset.manifest.with_audio
@@ -141,6 +113,7 @@ class _Run:
         all_clips = [*dataset.footage, *(source.clip for source in sources)]
         all_prompts = [*dataset.captions, *wanted]
         self._held.enter_context(cache.claim(all_clips, all_prompts))
+        self.models.drop_text_encoder()
         self.models.make_room(base)
         encode_all(all_clips, all_prompts, base, cache, self.events, between=self._stop_if_told)
 
@@ -191,7 +164,7 @@ class _Run:
                 )
                 self._num_previews += len(prompts)
                 self._previews_s += time.monotonic() - started
-            _collect()
+            collect()
 
         hooks = Hooks(
             told=self.directory.told,
@@ -237,7 +210,7 @@ class _Run:
         if self._transformer is not None:
             restore_base(self._transformer)
         self._transformer = None
-        _collect()
+        collect()
 
     def _find_checkpoint(self, job: Job, fingerprint: str) -> Checkpoint | None:
         """The one to resume from, its files put back; else the outputs are emptied."""
@@ -372,18 +345,6 @@ def _fingerprint(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
-
-
 def _device_name(device: torch.device) -> str:
     """As its maker calls it; ``cpu`` where there is none."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _collect() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

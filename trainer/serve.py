@@ -30,7 +30,7 @@ def serve() -> int:
         replies.flush()
         if release.received:
             return 0
-        if result.status == "failed":
+        if result.status == "failed" and not result.users_fault:
             models.clear()
         if result.error_type == INTERNAL_ERROR:
             return 1

@@ -48,16 +48,19 @@ class Modality:
     """[B, 3, N, 2] (video) or [B, 1, T, 2] (audio): RoPE bounds in seconds, pixels, pixels."""
     keep: Tensor | None = None
     """[B, N] bool: the given tokens, whose timestep is 0. None where none is given."""
+    keep_noise: float = 0.0
+    """Part of the sample's sigma that the given tokens have: 0 clean, 1 like all others."""
 
     @property
     def timesteps(self) -> Tensor:
-        return token_timesteps(self.sigma, self.keep)
+        return token_timesteps(self.sigma, self.keep, self.keep_noise)
 
 
-def token_timesteps(sigma: Tensor, keep: Tensor | None) -> Tensor:
-    """[B, N]: each token's sigma in [0, 1], 0 where it is kept; [B, 1] without ``keep``."""
+def token_timesteps(sigma: Tensor, keep: Tensor | None, keep_noise: float = 0.0) -> Tensor:
+    """[B, N]: each token's sigma in [0, 1], ``keep_noise`` of it where it is kept; [B, 1] without
+    ``keep``."""
     levels = sigma[:, None]
-    return levels if keep is None else torch.where(keep, torch.zeros_like(levels), levels)
+    return levels if keep is None else torch.where(keep, levels * keep_noise, levels)
 
 
 def predict_velocity(
@@ -156,7 +159,7 @@ def _video_velocity(
     hidden = transformer.proj_in(video.tokens)
     levels = video.sigma[:, None] * TIMESTEP_SCALE
     if video.keep is not None:
-        levels = torch.cat([levels, torch.zeros_like(levels)], dim=1)  # rows of `_by_token`
+        levels = torch.cat([levels, levels * video.keep_noise], dim=1)  # rows of `_by_token`
     modulation, embedded = transformer.time_embed(
         levels.flatten(), batch_size=batch, hidden_dtype=hidden.dtype
     )

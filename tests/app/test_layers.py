@@ -1,11 +1,11 @@
-"""The service knows three modules of data of the libraries, and where tests may end a process."""
+"""The service knows four modules of data of the libraries, and where tests may end a process."""
 
 import ast
 from pathlib import Path
 
 import app
 
-DATA = {"preprocessing.rules", "trainer.capacity", "trainer.spec"}
+DATA = {"preprocessing.rules", "trainer.capacity", "trainer.generation", "trainer.spec"}
 ALLOWED = DATA | {"preprocessing.failpoints"}
 LIBRARIES = ("preprocessing", "trainer", "workers")
 

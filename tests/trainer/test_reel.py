@@ -10,7 +10,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ImageFont
 
-from trainer.mp4 import SAMPLE_RATE, Chapter, Mp4Writer, num_audio_samples, to_rgb, write_clip
+from trainer.mp4 import (
+    SAMPLE_RATE,
+    Chapter,
+    Compression,
+    Mp4Writer,
+    num_audio_samples,
+    to_rgb,
+    write_clip,
+)
 from trainer.overlay import (
     ACCENT,
     BACKGROUND,
@@ -194,7 +202,7 @@ def test_an_interrupted_file_does_not_appear(tmp_path: Path) -> None:
             height=64,
             frame_rate=RATE,
             with_audio=False,
-            crf=17,
+            compression=Compression(17),
             chapters=[Chapter(0, 2, "one")],
         ) as writer:
             writer.write_frame(np.zeros((64, 64, 3), np.uint8))
