@@ -141,7 +141,6 @@ class Generation:
         clips = [] if source is None else [source.clip]
         prompts = _prompts(self.job.spec, prompt)
         self._held.enter_context(cache.claim(clips, prompts))
-        self.models.make_room(base)
         encode_all(
             clips,
             prompts,
