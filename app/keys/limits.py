@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, object_session
 
 from app.db.models import ApiKey, Request, Stage, State
 from app.errors import QueueLimitReached
+from app.keys.store import ID_PREFIX
 
 CLAIM_LOCK: Final = 0x7265656D
 """PostgreSQL advisory lock ("reem"); on SQLite the write transaction is the lock."""
@@ -24,16 +25,9 @@ class QueueRoom:
     """
 
     def __init__(self, session: Session, owners: Iterable[str]) -> None:
-        self._limits = {
-            id: limit
-            for id, limit in session.execute(
-                select(ApiKey.id, ApiKey.max_queued)
-                .where(ApiKey.id.in_(sorted(set(owners))), ApiKey.max_queued.is_not(None))
-                # In one order everywhere: no two wait for each other.
-                .order_by(ApiKey.id)
-                .with_for_update()
-            )
-        }
+        # Other owners have no row: the single user and keys of the environment cost no query.
+        keys = sorted(owner for owner in set(owners) if owner.startswith(ID_PREFIX))
+        self._limits = _max_queued(session, keys) if keys else {}
         self._waiting: dict[str, int] = dict.fromkeys(self._limits, 0)
         if self._limits:
             counted = (
@@ -56,6 +50,18 @@ class QueueRoom:
             )
         self._waiting[owner] += 1
         return None
+
+
+def _max_queued(session: Session, keys: list[str]) -> dict[str, int]:
+    """The limits of those that have one, locked."""
+    found = session.execute(
+        select(ApiKey.id, ApiKey.max_queued)
+        .where(ApiKey.id.in_(keys), ApiKey.max_queued.is_not(None))
+        # In one order everywhere: no two wait for each other.
+        .order_by(ApiKey.id)
+        .with_for_update()
+    )
+    return {id: limit for id, limit in found if limit is not None}
 
 
 def owners_at_limit(session: Session) -> list[str]:
