@@ -52,6 +52,10 @@ def configured(
             server_header=False,
             http=guarded(max_connections(raise_file_limit())),
             ws="none",
+            # Both cost every request something, and nothing here asks for them: the app logs calls
+            # itself, and its URLs are those of REELSMITH_PUBLIC_URL.
+            access_log=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=GRACE_S,
         )
     )
