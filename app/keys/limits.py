@@ -6,7 +6,7 @@ Owners without a row in `api_keys` (keys of the environment, the single user) ha
 from collections.abc import Iterable
 from typing import Final
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Select, func, select, text
 from sqlalchemy.orm import Session, object_session
 
 from app.db.models import ApiKey, Request, Stage, State
@@ -75,19 +75,32 @@ def owners_at_limit(session: Session) -> list[str]:
         return []
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": CLAIM_LOCK})
+    return passed_over(session)
+
+
+def passed_over(session: Session) -> list[str]:
+    """Owners that have as many requests running as they may: what they have waiting is passed over
+    at this moment."""
+    # Not of the ORM: every batch of status polls asks it.
+    return list(session.connection().scalars(_AT_LIMIT))
+
+
+def _at_limit() -> Select[str]:
+    keys, requests = ApiKey.__table__, Request.__table__
     running = (
-        select(Request.owner, func.count().label("num"))
-        .where(Request.state == State.RUNNING)
-        .group_by(Request.owner)
+        select(requests.c.owner, func.count().label("num"))
+        .where(requests.c.state == State.RUNNING)
+        .group_by(requests.c.owner)
         .subquery()
     )
-    return list(
-        session.scalars(
-            select(ApiKey.id)
-            .outerjoin(running, running.c.owner == ApiKey.id)
-            .where(ApiKey.max_running <= func.coalesce(running.c.num, 0))
-        )
+    return (
+        select(keys.c.id)
+        .select_from(keys.outerjoin(running, running.c.owner == keys.c.id))
+        .where(keys.c.max_running <= func.coalesce(running.c.num, 0))
     )
+
+
+_AT_LIMIT = _at_limit()
 
 
 def slot_freed(row: Request) -> None:

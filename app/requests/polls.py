@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import structlog
 from pydantic_core import to_json
-from sqlalchemy import Result, Row, and_, bindparam, case, func, or_, select
+from sqlalchemy import Result, Row, Table, bindparam, case, select
 from sqlalchemy.orm import Session
 from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -22,7 +22,9 @@ from app.cors import CrossOrigin
 from app.db.engine import AsyncDatabase
 from app.db.models import Request, State
 from app.errors import REQUEST_ID
+from app.keys import limits
 from app.replies import is_plain, usual_headers
+from app.requests import repository
 from app.requests.answers import metrics_of, urls
 from app.requests.schemas import WIRE_STATUS
 
@@ -35,34 +37,27 @@ Authenticate = Callable[[HttpRequest], Awaitable[str]]
 
 log = structlog.get_logger()
 
-_requests = Request.__table__
-_ahead = _requests.alias()
-_position = (
-    select(func.count())
-    .where(
-        _ahead.c.state == State.QUEUED,
-        or_(
-            _ahead.c.priority < _requests.c.priority,
-            and_(
-                _ahead.c.priority == _requests.c.priority,
-                _ahead.c.number < _requests.c.number,
-            ),
-        ),
-    )
-    .scalar_subquery()
-)
-_STATUSES = select(
-    _requests.c.id,
-    _requests.c.owner,
-    _requests.c.app,
-    _requests.c.state,
-    _requests.c.started_at,
-    _requests.c.finished_at,
-    _requests.c.inference_time,
-    _requests.c.error,
-    _requests.c.error_type,
-    case((_requests.c.state == State.QUEUED, _position)).label("position"),
-).where(_requests.c.id.in_(bindparam("ids", expanding=True)), _requests.c.expired_at.is_(None))
+_requests: Table = Request.__table__  # type: ignore[assignment]  # a declared class's table
+_STATUSES = {
+    some_passed_over: select(
+        _requests.c.id,
+        _requests.c.owner,
+        _requests.c.app,
+        _requests.c.state,
+        _requests.c.started_at,
+        _requests.c.finished_at,
+        _requests.c.inference_time,
+        _requests.c.error,
+        _requests.c.error_type,
+        case(
+            (
+                _requests.c.state == State.QUEUED,
+                repository.num_ahead(_requests, some_passed_over=some_passed_over),
+            )
+        ).label("position"),
+    ).where(_requests.c.id.in_(bindparam("ids", expanding=True)), _requests.c.expired_at.is_(None))
+    for some_passed_over in (False, True)
+}
 """Built once, and not of the ORM: either takes longer than SQLite does."""
 
 
@@ -88,7 +83,7 @@ class StatusReader:
             rows: Mapping[str, Row[Any]] = {}
             failure: Exception | None = None
             try:
-                rows = await self._database.read(_rows, {request_id for request_id, _ in batch})
+                rows = await self._database.read(rows_of, {request_id for request_id, _ in batch})
             except Exception as error:
                 failure = error
             for request_id, future in batch:
@@ -100,8 +95,11 @@ class StatusReader:
                     future.set_exception(failure)
 
 
-def _rows(session: Session, ids: Iterable[str]) -> Mapping[str, Row[Any]]:
-    found: Result[Any] = session.connection().execute(_STATUSES, {"ids": sorted(ids)})
+def rows_of(session: Session, ids: Iterable[str]) -> Mapping[str, Row[Any]]:
+    """By id, what a status says; of those that exist and have not expired."""
+    passed_over = limits.passed_over(session)
+    parameters = {"ids": sorted(ids)} | ({"passed_over": passed_over} if passed_over else {})
+    found: Result[Any] = session.connection().execute(_STATUSES[bool(passed_over)], parameters)
     return {row.id: row for row in found}
 
 

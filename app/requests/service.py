@@ -210,7 +210,7 @@ def _submit_all(
     """What became of each, in their order."""
     room = QueueRoom(session, (submit.new.owner for submit in submits))
     limited = any(submit.max_queue_length is not None for submit in submits)
-    waiting = lengths.of(session, exact=limited)
+    waiting = lengths.waiting(session, exact=limited)
     answers: list[Taken | Exception] = []
     new: list[repository.NewRequest] = []
     for submit in submits:
@@ -223,16 +223,15 @@ def _submit_all(
             answers.append(earlier)
             continue
         rank, limit = RANK[submit.new.priority], submit.max_queue_length
-        if limit is not None and (total := sum(waiting.values())) > limit:
-            answers.append(QueueFull(f"{total} requests wait already, more than {limit}."))
+        if limit is not None and waiting.total > limit:
+            answers.append(QueueFull(f"{waiting.total} requests wait already, more than {limit}."))
             continue
         if (no_room := room.take(submit.new.owner)) is not None:
             answers.append(no_room)
             continue
-        # All of a better or the same priority came before.
-        position = sum(count for other, count in waiting.items() if other <= rank)
+        position = waiting.before(submit.new.owner, rank)
         answers.append(Taken(submit.new.id, submit.new.app, position))
-        waiting[rank] = waiting.get(rank, 0) + 1
+        waiting.add(submit.new.owner, rank)
         new.append(submit.new)
     repository.add_all(session, new)
     return answers

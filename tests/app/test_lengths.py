@@ -32,7 +32,7 @@ def of(database: Database, clock: Clock) -> Callable[..., dict[int, int]]:
 
     def of(*, exact: bool = False) -> dict[int, int]:
         with database.read() as session:
-            return dict(counted.of(session, exact=exact))
+            return dict(counted.waiting(session, exact=exact).by_rank)
 
     return of
 
