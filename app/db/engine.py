@@ -184,20 +184,12 @@ class AsyncDatabase:
                     write.tell()
 
     def _commit(self, batch: "list[_Write]") -> None:
+        groups: dict[Any, list[_Write]] = {}
+        for write in batch:
+            groups.setdefault(write.function, []).append(write)
         if len(batch) > 1:
-            groups: dict[Any, list[_Write]] = {}
-            for write in batch:
-                groups.setdefault(write.function, []).append(write)
             try:
-                with self._written.connect_to_write() as connection:
-                    for group in groups.values():
-                        joined = Session(
-                            connection,
-                            expire_on_commit=False,
-                            join_transaction_mode="create_savepoint",
-                        )
-                        with joined as session:
-                            _run(session, group)
+                self._commit_groups(list(groups.values()))
                 return
             except SQLAlchemyError:
                 # The commit failed, or a deadlock took the whole transaction with it: nothing of
@@ -205,10 +197,23 @@ class AsyncDatabase:
                 pass
         for write in batch:
             try:
-                with self._written.session_to_write() as session:
-                    _run(session, [write])
+                self._commit_groups([[write]])
             except SQLAlchemyError as error:
                 write.outcome = error
+
+    def _commit_groups(self, groups: "list[list[_Write]]") -> None:
+        """In one transaction, each group in a savepoint. Raises `SQLAlchemyError`."""
+        if len(groups) == 1:  # as usual in a burst of submits: it needs none
+            with self._written.session_to_write() as session:
+                _run(session, groups[0])
+            return
+        with self._written.connect_to_write() as connection:
+            for group in groups:
+                joined = Session(
+                    connection, expire_on_commit=False, join_transaction_mode="create_savepoint"
+                )
+                with joined as session:
+                    _run(session, group)
 
 
 @dataclass

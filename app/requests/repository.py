@@ -95,13 +95,16 @@ def add(session: Session, new: NewRequest) -> Request:
     return session.scalars(select(Request).where(Request.id == new.id)).one()
 
 
+_QUEUED_BY_PRIORITY = (
+    select(Request.__table__.c.priority, func.count())
+    .where(Request.__table__.c.state == State.QUEUED)
+    .group_by(Request.__table__.c.priority)
+)
+
+
 def queued_by_priority(session: Session) -> dict[int, int]:
     """How many wait for a worker, by rank."""
-    found = session.execute(
-        select(Request.priority, func.count())
-        .where(Request.state == State.QUEUED)
-        .group_by(Request.priority)
-    )
+    found = session.connection().execute(_QUEUED_BY_PRIORITY)
     return {priority: count for priority, count in found}
 
 
