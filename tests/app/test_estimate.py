@@ -241,3 +241,14 @@ def test_the_newest_are_found_by_index(gateway: Gateway) -> None:
         ).all()
     assert "ix_requests_retention" in str(plan)
     assert "TEMP B-TREE" not in str(plan)
+
+
+def test_every_field_is_a_documented_parameter(shared_gateway: Gateway) -> None:
+    document = shared_gateway.client.get("/openapi.json").json()
+    for mode in modes.all():
+        for path in (mode.path, mode.id):
+            asked = document["paths"][f"/{path}/estimate"]["get"]["parameters"]
+            assert {parameter["name"] for parameter in asked} == set(
+                mode.request_model.model_fields
+            )
+            assert not any(parameter["required"] for parameter in asked)
