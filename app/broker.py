@@ -25,6 +25,7 @@ VISIBILITY_TIMEOUT_S: Final = 7 * 24 * 3600
 does not rest on it, a needless duplicate is just noise."""
 
 REDIS_START_TIMEOUT_S: Final = 10.0
+PING_TIMEOUT_S: Final = 2.0
 
 _FILES_SCHEME: Final = "reelsmith-files"
 kombu.transport.TRANSPORT_ALIASES[_FILES_SCHEME] = "app.broker_files:Transport"
@@ -96,6 +97,13 @@ class Waker:
             queue=queue,
             retry=False,  # the outbox repeats it; a request's path must not hang on a dead broker
         )
+
+    def ping(self) -> None:
+        """Raises what the broker's client raises when the broker does not answer in seconds."""
+        with self._celery.connection_for_write() as connection:
+            connection.transport_options["socket_connect_timeout"] = PING_TIMEOUT_S
+            connection.transport_options["socket_timeout"] = PING_TIMEOUT_S
+            connection.ensure_connection(max_retries=1, timeout=PING_TIMEOUT_S)
 
 
 @dataclass(frozen=True)

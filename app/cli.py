@@ -50,10 +50,18 @@ def serve() -> None:
 
 
 @main.command()
-def migrate() -> None:
-    """Bring the database to this version's tables."""
-    from app.db.migrate import upgrade
+def migrate(
+    to: Annotated[
+        str | None, typer.Option(help="back to this revision; what it has no place for is dropped")
+    ] = None,
+) -> None:
+    """Bring the database to this version's tables, or back to an older version's."""
+    from app.db.migrate import downgrade, upgrade
 
+    if to is not None:
+        downgrade(Settings().database_url, to)
+        typer.echo(f"the database is at {to}")
+        return
     upgrade(Settings().database_url)
     typer.echo("the database is up to date")
 

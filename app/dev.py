@@ -39,13 +39,15 @@ class Child:
     process: "subprocess.Popen[bytes] | None" = None
     started_at: float = 0.0
     starts: int = 0
+    own_env: dict[str, str] = field(default_factory=dict)
+    """Beside what all get."""
 
     def start(self, env: dict[str, str]) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command,
-                env=env,
+                env={**env, **self.own_env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -140,6 +142,10 @@ class Service:
             Child("cpu worker", worker_command("cpu"), logs / "worker-cpu.log"),
             Child("gpu worker", worker_command("gpu"), logs / "worker-gpu.log"),
         ]
+        if settings.metrics_port is not None:  # one for each: the next two ports are the workers'
+            for number, child in enumerate(self.children):
+                port = str(settings.metrics_port + number)
+                child.own_env["REELSMITH_METRICS_PORT"] = port
         self.children[0].start(self.env)
         self._wait_for_gateway(self.children[0])
         for child in self.children[1:]:
@@ -199,7 +205,7 @@ def _only(certificate: Path) -> ssl.SSLContext:
 def worker_command(queue: str) -> list[str]:
     """A Celery worker with one slot for one queue."""
     return [
-        *(sys.executable, "-m", "celery", "-A", "workers.celery_app", "worker"),
+        *(sys.executable, "-m", "celery", "--quiet", "-A", "workers.celery_app", "worker"),
         *("-Q", queue, "-n", f"{queue}@%h", "-c", "1", "--loglevel", "WARNING"),
         *("--without-gossip", "--without-mingle"),
     ]

@@ -6,21 +6,18 @@ from collections.abc import AsyncIterator
 from functools import cache, partial
 
 import structlog
-from fastapi import APIRouter, FastAPI
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from fastapi import FastAPI
 
-from app import modes, replies
+from app import health, modes, replies
 from app.auth import Authenticator
 from app.broker import Waker, make_celery
 from app.cors import CrossOrigin
 from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
-from app.errors import Unavailable
 from app.hosts import Hosts
 from app.keys.opening import require_key
 from app.logging import configure
+from app.metrics import endpoint as metrics_endpoint
 from app.openapi import routes as openapi
 from app.openapi.document import document_of
 from app.requests import estimate_endpoints, namespaces
@@ -34,6 +31,7 @@ from app.requests.sources import SourceCheck
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.storage.endpoints import router_for
+from app.storage.receiving import STAGING
 from app.webhooks.deliverer import Deliverer
 from app.webhooks.endpoints import make_router as jwks_router
 from app.webhooks.keys import KeyRing
@@ -58,14 +56,15 @@ def create_app(
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     storage = storage or make_storage(settings, patience_s=STORAGE_PATIENCE_S)
     database = AsyncDatabase(settings.database_url)
-    publisher = Publisher(database, send or _waker(settings))
+    send = send or _waker(settings)
+    publisher = Publisher(database, send)
     reaper = Reaper(
         database,
         publisher.notify,
         interval_s=settings.reaper_interval_s,
         attempts_limit=settings.attempts_limit,
     )
-    sweeper = Sweeper(storage, database, settings.retention_s)
+    sweeper = Sweeper(storage, database, settings.data_dir / STAGING, settings.retention_s)
     authenticate = Authenticator.of(settings, database)
     service = RequestService(
         database,
@@ -84,6 +83,8 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(upgrade, settings.database_url)
         await database.read(require_key, settings)
+        metrics = contextlib.ExitStack()
+        app.state.metrics = metrics.enter_context(metrics_endpoint.exposed(settings))
         publisher.notify()
         tasks = [asyncio.create_task(part.run()) for part in parts]
         log.info("gateway.started", public_url=settings.public_url, model=settings.model)
@@ -94,6 +95,7 @@ def create_app(
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await database.close()
+            await asyncio.to_thread(metrics.close)
 
     app = FastAPI(
         title="Reelsmith",
@@ -121,7 +123,8 @@ def create_app(
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
         listing_router(database, settings.public_url, authenticate, settings.retention_s),
         estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
-        _health(database),
+        health.make_router(health.Health(database, storage, getattr(send, "ping", None))),
+        metrics_endpoint.make_router(authenticate),
         router_for(storage, settings, authenticate, database),
         jwks_router(database, KeyRing.of(settings)),
         openapi.make_router(modes.all(), settings.public_url),
@@ -137,28 +140,3 @@ def create_app(
 def _waker(settings: Settings) -> Waker:
     redis = settings.redis_url
     return Waker(make_celery(redis.get_secret_value() if redis else None, settings.data_dir))
-
-
-def _health(database: AsyncDatabase) -> APIRouter:
-    router = APIRouter(tags=["health"])
-
-    @router.get("/health")
-    async def health() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
-
-    @router.get("/ready")
-    async def ready() -> dict[str, str]:
-        """The process can take requests: its database answers. 503 otherwise."""
-        try:
-            await database.read(_ping)
-        except SQLAlchemyError as error:
-            log.error("gateway.not_ready", error=repr(error))
-            raise Unavailable from error
-        return {"status": "ok"}
-
-    return router
-
-
-def _ping(session: Session) -> None:
-    session.execute(text("SELECT version_num FROM alembic_version"))

@@ -46,6 +46,11 @@ class Settings(BaseSettings):
     """``tiny``, a folder in diffusers layout, or a hub id."""
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Where Prometheus asks this process, gateway or worker; None: nowhere (docs/operations.md)."""
+    metrics_host: str = "127.0.0.1"
+    """The interface for that."""
+
     # The gateway
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
@@ -72,9 +77,11 @@ class Settings(BaseSettings):
     ``data_dir``, which is enough where all processes share that folder."""
 
     # Queue
-    lease_s: float = Field(default=60.0, gt=0)
+    lease_s: float = Field(default=40.0, gt=0)
+    """How long a silent worker keeps its request; with the reaper's interval, another one goes on
+    within a minute of its death (`docs/reliability.md` R1)."""
     heartbeat_s: float = Field(default=10.0, gt=0)
-    reaper_interval_s: float = Field(default=15.0, gt=0)
+    reaper_interval_s: float = Field(default=10.0, gt=0)
     attempts_limit: int = Field(default=3, ge=1)
     dedupe_window_s: float = Field(default=0.0, ge=0)
     """A submit that equals one of the last so many seconds is answered with that one, unless it
@@ -129,6 +136,8 @@ class Settings(BaseSettings):
     files may be read from is not yet one that strangers may have us POST to."""
     webhook_extra_ports: Annotated[tuple[int, ...], NoDecode] = ()
     """Ports that webhook URLs may name besides 80 and 443."""
+    webhook_pace: float = Field(default=1.0, gt=0, le=1)
+    """Factor on every wait for and between attempts; below 1 for trying out what happens."""
 
     @field_validator(
         "api_keys",

@@ -20,6 +20,7 @@ TEXT = COMPOSE.read_text()
 DATA: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = DATA["services"]
 OURS = ("gateway", "cpu-worker", "gpu-worker")
+MONITORING = ("prometheus", "grafana")
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 
 SECRET_NAME = re.compile(r"PASSWORD|SECRET|KEY|TOKEN|AUTH|REDIS_URL|DATABASE_URL")
@@ -46,7 +47,7 @@ def instructions(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def test_there_is_everything_that_is_promised() -> None:
-    assert set(SERVICES) == {*OURS, "redis", "postgres", "seaweedfs"}
+    assert set(SERVICES) == {*OURS, "redis", "postgres", "seaweedfs", *MONITORING}
     assert [path.name for path in DOCKERFILES] == ["gateway.Dockerfile", "worker.Dockerfile"]
 
 
@@ -147,9 +148,38 @@ def test_every_service_has_a_health_check(service: dict[str, Any]) -> None:
 
 @by_service
 def test_every_service_keeps_its_data_in_a_named_volume(service: dict[str, Any]) -> None:
-    names = [volume.partition(":")[0] for volume in service["volumes"]]
+    mounts = [volume.split(":") for volume in service["volumes"]]
+    names = {name for name, *_ in mounts if not name.startswith("./")}
     assert names
-    assert set(names) <= set(DATA["volumes"])
+    assert names <= set(DATA["volumes"])
+    for file, _, *mode in (mount for mount in mounts if mount[0] not in names):
+        assert (ROOT / file).is_file()
+        assert mode == ["ro"]
+
+
+def test_monitoring_is_asked_for() -> None:
+    for name, service in SERVICES.items():
+        assert service.get("profiles", []) == (["monitoring"] if name in MONITORING else [])
+
+
+def test_prometheus_asks_all_of_ours() -> None:
+    """On the inner network, at the port where their metrics are."""
+    config = yaml.safe_load((ROOT / "docker/monitoring/prometheus.yml").read_text())
+    port = int(SERVICES["gateway"]["environment"]["REELSMITH_METRICS_PORT"])
+    asked = {job["job_name"]: job["dns_sd_configs"][0] for job in config["scrape_configs"]}
+    assert set(asked) == set(OURS)
+    for name, where in asked.items():
+        assert (where["names"], where["port"]) == ([name], port)
+        assert "inside" in SERVICES[name]["networks"]
+
+
+def test_every_alert_says_what_to_do() -> None:
+    (group,) = yaml.safe_load((ROOT / "docker/monitoring/alerts.yml").read_text())["groups"]
+    names = [alert["alert"] for alert in group["rules"]]
+    assert len(names) == len(set(names)) > 5
+    for alert in group["rules"]:
+        assert set(alert["annotations"]) == {"summary", "do"}
+        assert len(alert["annotations"]["do"].split()) > 8
 
 
 def test_services_wait_for_what_they_need() -> None:
@@ -163,7 +193,7 @@ def test_services_wait_for_what_they_need() -> None:
 
 def test_only_gateway_and_files_are_reachable() -> None:
     published = {name for name, service in SERVICES.items() if service.get("ports")}
-    assert published == {"gateway", "seaweedfs"}
+    assert published == {"gateway", "seaweedfs", "grafana"}
     assert DATA["networks"]["inside"]["internal"] is True
     for name in ("redis", "postgres"):
         assert SERVICES[name]["networks"] == ["inside"]

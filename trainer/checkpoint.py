@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from preprocessing.failpoints import reach
 from trainer.errors import CheckpointError
 from trainer.job import CHECKPOINT_MANIFEST, METRICS_FILE
 
@@ -98,8 +99,10 @@ def save_checkpoint(
     for file in [*files, manifest, aside]:
         _fsync(file)
     shutil.rmtree(path, ignore_errors=True)
+    reach("checkpoint.before_rename")
     aside.rename(path)
     _fsync(folder)
+    reach("checkpoint.after_rename")
     for old in _in_order(folder)[KEEP:]:
         shutil.rmtree(old)
     return path

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -11,11 +12,13 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import modes
-from app.db.models import Stage
+from app.db.models import Stage, State
+from app.metrics.counts import ATTEMPTS, LEASE_LOSSES, QUEUE_WAIT, RETRIES
 from app.modes.base import AnyGeneration, AnyMode, AnyTraining, Generation, Training
 from app.requests import lifecycle
 from app.requests.lifecycle import Claim, LeaseLost
-from workers.failures import Failure, our_fault
+from preprocessing.failpoints import reach
+from workers.failures import Failure, unforeseen
 from workers.forward import Forwarder
 from workers.lease import LeaseKeeper
 from workers.runtime import Runtime
@@ -113,6 +116,7 @@ def attempt_next(runtime: Runtime, stage: Stage, work: Work) -> bool:
 
     Whatever happens, the request is either ended, queued again, or left with a lease that runs out.
     """
+    reach("worker.woken")
     with runtime.database.write() as session:
         claim = lifecycle.claim(
             session,
@@ -123,13 +127,18 @@ def attempt_next(runtime: Runtime, stage: Stage, work: Work) -> bool:
         )
     if claim is None:
         return False
+    reach("worker.claimed")
     with structlog.contextvars.bound_contextvars(
         request_id=claim.request_id, attempt=claim.attempt, stage=claim.stage.value
     ):
         log.info("attempt.started")
+        if claim.waited_s is not None:
+            QUEUE_WAIT.labels(claim.stage.value).observe(claim.waited_s)
         try:
             _attempt(runtime, claim, work)
         except LeaseLost:
+            LEASE_LOSSES.labels(claim.stage.value).inc()
+            ATTEMPTS.labels(claim.stage.value, "lease_lost").inc()
             log.warning("attempt.lease_lost")
         if not runtime.stopping():  # else it would wake itself; the gateway does it in a moment
             runtime.publish()
@@ -142,29 +151,34 @@ def _attempt(runtime: Runtime, claim: Claim, work: Work) -> None:
         forward = Forwarder(runtime.database, claim, claim.stage.value)
         mode = modes.by_path(claim.mode)
         attempt = Attempt(runtime, claim, lease, forward, folder, mode, mode.parse(claim.input))
+        ended = partial(_ended, claim)
         try:
             attempt.check()
             work(attempt)
+            ended("done")
         except Cancelled:
             forward.feed((), at_once=True)
             attempt.write(lambda session: lifecycle.cancelled(session, claim))
+            ended("cancelled")
             log.info("attempt.cancelled")
         except Released:
             forward.feed((), at_once=True)
             reason = "the worker is being stopped"
             attempt.write(lambda session: lifecycle.release(session, claim, reason))
+            ended("released")
             log.info("attempt.released")
         except PreparedGone:
             forward.feed((), at_once=True)
             attempt.write(lambda session: lifecycle.prepare_again(session, claim))
+            ended("prepared_gone")
             log.warning("attempt.prepared_gone")
         except Failure as failure:
             _fail(attempt, failure)
         except LeaseLost:
             raise
-        except Exception:
+        except Exception as error:
             log.exception("attempt.crashed")
-            _fail(attempt, our_fault("Something failed on our side; nothing is billed."))
+            _fail(attempt, unforeseen(error))
 
 
 def _fail(attempt: Attempt, failure: Failure) -> None:
@@ -180,4 +194,12 @@ def _fail(attempt: Attempt, failure: Failure) -> None:
             retryable=failure.retryable,
         )
     )
+    again = state == State.QUEUED
+    _ended(attempt.claim, "retried" if again else "failed")
+    if again:
+        RETRIES.labels(attempt.claim.stage.value, failure.error_type).inc()
     log.warning("attempt.failed", error=failure.error, state=str(state))
+
+
+def _ended(claim: Claim, outcome: str) -> None:
+    ATTEMPTS.labels(claim.stage.value, outcome).inc()

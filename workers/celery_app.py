@@ -4,6 +4,7 @@ SIGTERM (a warm shutdown) is the way to stop a worker: the running training is a
 checkpoint and give its request back, which takes seconds, and then the worker ends.
 """
 
+import logging
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
@@ -14,10 +15,14 @@ from app.broker import make_celery
 from app.logging import configure
 from app.requests.outbox import TASKS
 from app.settings import Settings
+from workers import exposed
 from workers.runtime import Runtime
 from workers.stages import prepare_next, work_next
 
 settings = Settings()
+# Before Celery says a word: its warnings are JSON lines, too.
+configure(settings.log_level)
+logging.captureWarnings(True)
 celery: Celery = make_celery(
     settings.redis_url.get_secret_value() if settings.redis_url else None, settings.data_dir
 )
@@ -35,8 +40,14 @@ def _remember_shutdown(**_: Any) -> None:
 
 
 @signals.setup_logging.connect
-def _configure_logging(**_: Any) -> None:
-    configure()
+def _keep_our_logging(**_: Any) -> None:
+    """Celery sets none up where somebody answers this signal."""
+
+
+@signals.worker_ready.connect
+def _serve_metrics(**_: Any) -> None:
+    if settings.metrics_port is not None:
+        exposed.serve(settings.metrics_host, settings.metrics_port)
 
 
 @signals.worker_process_shutdown.connect

@@ -80,12 +80,13 @@ class Uploader:
     but the chance to resume there, or to see a preview early; it is in the reel all the same.
     """
 
-    def __init__(self, store: CheckpointStore, attempt: int) -> None:
+    def __init__(self, store: CheckpointStore, attempt: int, lost: Callable[[], bool]) -> None:
+        """Once ``lost`` is true, nothing more is begun: the winner may have cleaned up already."""
         self._store = store
         self._attempt = attempt
+        self._lost = lost
         self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._newest_step = -1
-        self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
         self._thread.start()
 
@@ -104,15 +105,14 @@ class Uploader:
         """Do ``work``, which stores something, after what waits."""
         self._waiting.put(work)
 
-    def close(self, *, abandon: bool = False) -> None:
-        """Finish what waits, or drop it. Called before the job directory goes away."""
-        self._abandoned = abandon
+    def close(self) -> None:
+        """Finish what waits. Called before the job directory goes away."""
         self._waiting.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         while (work := self._waiting.get()) is not None:
-            if self._abandoned:
+            if self._lost():
                 continue
             try:
                 work()

@@ -1,10 +1,13 @@
 """How a failed stage ends: fal's error body, and whether trying again could help."""
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from app.errors import model_error
+
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(eq=False)
@@ -31,3 +34,13 @@ def users_fault(
 def our_fault(message: str, *, error_type: str = "internal_server_error") -> Failure:
     """The text says what the user can do, if anything; the details are in the worker's log."""
     return Failure(500, model_error(error_type, message), message, error_type, retryable=True)
+
+
+def unforeseen(error: Exception) -> Failure:
+    """What nobody caught, by what it was."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return our_fault(
+            "The worker's disk is full; nothing is billed. A smaller dataset may fit.",
+            error_type="worker_disk_full",
+        )
+    return our_fault("Something failed on our side; nothing is billed.")

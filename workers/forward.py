@@ -8,6 +8,7 @@ import structlog
 from sqlalchemy.exc import OperationalError
 
 from app.db.engine import Database
+from app.metrics.counts import STAGE_TIME, STEP_TIME
 from app.requests import lifecycle
 from app.requests.lifecycle import Claim, Happened, Log
 
@@ -58,12 +59,15 @@ class Forwarder:
                 self.progress(stage=data["name"])
                 if data["state"] == "end":
                     self._logs.append(Log(f"{data['name']}: {data['seconds']:.1f} s", ts=ts))
+                    STAGE_TIME.labels(data["name"]).observe(data["seconds"])
             elif kind == "progress":
                 self.progress(stage=data["name"], done=data["done"], total=data["total"])
             elif kind == "step":
                 kept = ("step", "of", "loss", "lr", "step_time_s", "eta_s")
                 stage = data.pop("stage", "train")
                 self.progress(stage=stage, **{k: data[k] for k in kept if k in data})
+                if stage == "train":
+                    STEP_TIME.observe(data["step_time_s"])
                 self._say_step(data, ts)
             elif kind == "preview":
                 self._logs.append(Log(f"Preview at step {data['step']}: {data['prompt']}", ts=ts))

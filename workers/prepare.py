@@ -16,6 +16,7 @@ from app.requests.estimate import DatasetFacts, estimate
 from app.storage import Storage
 from app.storage.errors import ObjectMissing
 from preprocessing.events import EVENTS_FILE
+from preprocessing.failpoints import reach
 from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE, VALIDATION_FILE, Manifest
 from preprocessing.report import ArchiveFacts, DatasetReport, Problem, Refusal, Totals
 from preprocessing.rules import DatasetRule, ValidationRule
@@ -70,6 +71,7 @@ def _prepare(attempt: Attempt) -> None:
     rule = attempt.training.dataset_rule(request)
     archive = attempt.folder / "archive"
     download(attempt, request.training_data_url, archive, "training_data_url")
+    reach("prepare.downloaded")
     key = prepared_key(archive, rule)
     dataset = attempt.folder / "dataset"
     storage = attempt.runtime.storage
@@ -78,8 +80,10 @@ def _prepare(attempt: Attempt) -> None:
         store_report(attempt, dataset)
     else:
         run_preparation(attempt, archive, rule, dataset)
+        reach("prepare.prepared")
         attempt.check()
         storage.put_tree(key, dataset, last=MANIFEST_FILE)
+    reach("prepare.stored")
     archive.unlink()
     prepared["key"] = key
     if request.debug_dataset:

@@ -10,6 +10,7 @@ import structlog
 
 from app.requests import lifecycle
 from app.storage.errors import ObjectMissing
+from preprocessing.failpoints import reach
 from preprocessing.manifest import MANIFEST_FILE, VALIDATION_FILE
 from trainer.job import Job, JobDir
 from trainer.spec import TrainingSpec
@@ -38,15 +39,16 @@ def train(attempt: Attempt) -> None:
     job_dir = JobDir(attempt.folder / "job")
     checkpoints = CheckpointStore(attempt.runtime.storage, attempt.key("checkpoints"))
     make_job(attempt, job_dir, checkpoints, prepared)
-    uploader = Uploader(checkpoints, attempt.claim.attempt)
+    reach("train.job_made")
+    uploader = Uploader(checkpoints, attempt.claim.attempt, lambda: attempt.lease.lost)
     events = TrainingEvents(attempt, EventTail(job_dir.events), uploader)
     try:
         result = supervise(attempt, job_dir, events)
     finally:
-        # Who lost the lease stores nothing more: the winner may have cleaned up already.
-        uploader.close(abandon=attempt.lease.lost)
+        uploader.close()
     events.forward()
     end(attempt, result)
+    reach("train.trained")
     attempt.forward.progress(stage="upload")
     attempt.forward.log("Storing the LoRA and the previews")
     attempt.forward.feed((), at_once=True)
@@ -55,7 +57,9 @@ def train(attempt: Attempt) -> None:
         body["debug_dataset"] = prepared["debug_dataset"]
     units = attempt.training.billable_units(attempt.request)
     seconds = round(time.monotonic() - attempt.started, 3)
+    reach("complete.before")
     attempt.write(lambda s: lifecycle.complete(s, attempt.claim, body, units, seconds))
+    reach("complete.after_commit")
     log.info("attempt.completed", units=units)
     checkpoints.delete_all()
 

@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
-from sqlalchemy import make_url, select
+from sqlalchemy import func, make_url, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.client.errors import ClientError, Refused
@@ -39,6 +39,10 @@ GOOD_FREE_BYTES: Final = 50 * 10**9
 CLOCK_WARN_S: Final = 5.0
 CLOCK_FAIL_S: Final = 120.0
 """Receivers refuse webhooks that are five minutes off; signed URLs suffer as well."""
+OVERDUE_S: Final = 60.0
+"""A lease that ended so long ago was found by no reaper."""
+IDLE_S: Final = 300.0
+"""Waiting for so long while nothing runs: nobody works."""
 NEWEST_PYTHON: Final = (3, 13)
 WORKER_INSTALL: Final = "pip install 'reelsmith[worker]'"
 COMPONENTS: Final = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -85,7 +89,9 @@ def findings(url: str, key: str | None, *, expected: bool) -> Iterator[Finding]:
             yield Finding("fail", "settings", f"{name.rstrip('_')}: {problem['msg']}")
     else:
         yield disk(settings)
-        yield database(settings)
+        yield (found := database(settings))
+        if found.state == "ok":
+            yield queue(settings)
         yield broker(settings)
         yield storage(settings)
         yield model(settings)
@@ -232,6 +238,38 @@ def database(settings: Settings) -> Finding:
     return Finding("ok", "database", f"{shown}, tables of {'/'.join(current)}")
 
 
+def queue(settings: Settings) -> Finding:
+    """Somebody takes up what waits, and what runs has a worker."""
+    from app.clock import db_now
+    from app.db.engine import Database
+    from app.db.models import Request, State
+
+    opened = Database(settings.database_url)
+    queued, running = Request.state == State.QUEUED, Request.state == State.RUNNING
+    overdue = Request.lease_expires_at < db_now() - OVERDUE_S
+    try:
+        with opened.read() as session:
+            waiting, age = session.execute(
+                select(func.count(), db_now() - func.min(Request.created_at)).where(queued)
+            ).one()
+            busy, dead = (
+                session.scalar(select(func.count()).select_from(Request).where(running, *more)) or 0
+                for more in ((), (overdue,))
+            )
+    except SQLAlchemyError as error:
+        return Finding("fail", "queue", type(error).__name__, "Check REELSMITH_DATABASE_URL.")
+    finally:
+        opened.close()
+    says = f"{waiting} wait, {busy} run"
+    if dead:
+        advice = "A gateway takes them up within seconds; does one run? Its log has reaper.pass."
+        return Finding("fail", "queue", f"{says}; {dead} lost their worker", advice)
+    if waiting and not busy and age > IDLE_S:
+        advice = "Start workers of both queues: `reelsmith up`, or the containers."
+        return Finding("warn", "queue", f"{says}; the oldest for {age / 60:.0f} min", advice)
+    return Finding("ok", "queue", says)
+
+
 def broker(settings: Settings) -> Finding:
     import redis
 
@@ -285,6 +323,8 @@ def storage(settings: Settings) -> Finding:
         store.delete(key)
     except StorageError as error:
         advice = "Check REELSMITH_S3_*: the keys must read, write, list and delete."
+        if "TimeTooSkewed" in str(error):
+            advice = "This machine's clock is wrong: run an NTP client."
         return Finding("fail", "storage", f"bucket {settings.s3_bucket}: {error}", advice)
     return Finding("ok", "storage", f"bucket {settings.s3_bucket}: written, read and removed")
 

@@ -25,3 +25,12 @@ def upgrade(url: str, revision: str = "head") -> None:
         command.upgrade(config(database), revision)
     finally:
         database.close()
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Back to ``revision``, for an older version. What it has no place for is dropped."""
+    database = Database(url)
+    try:
+        command.downgrade(config(database), revision)
+    finally:
+        database.close()

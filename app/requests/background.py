@@ -1,17 +1,21 @@
 """What the gateway does beside answering: sending wake-ups, and mending what went wrong."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 import structlog
 
 from app.db.engine import AsyncDatabase
+from app.metrics.counts import REAPED
 from app.requests import outbox, reaper, repository
+from app.requests.files import stored_keys
 from app.requests.outbox import Send
 from app.requests.retention import Retention
 from app.storage import Storage
 from app.storage.multipart import sweep_parts
+from app.storage.receiving import sweep_staged
 from app.waiting import event_within
 
 IDLE_S: Final = 5.0
@@ -23,7 +27,7 @@ BURST_PAUSE_S: Final = 0.25
 """Between full batches of wake-ups: the broker's client takes most of a millisecond for each."""
 SWEEP_EVERY_S: Final = 900.0
 ENDED_BEFORE_S: Final = 600.0
-"""When checkpoints of an ended request go: a worker that lost its lease has noticed by then."""
+"""When the rests of an ended request go: a worker that lost its lease has noticed by then."""
 ABANDONED_AFTER_S: Final = 24 * 3600.0
 """A write that has not ended by then never will: the slowest upload allowed takes six hours."""
 
@@ -95,6 +99,8 @@ class Reaper:
     async def reap(self) -> bool:
         """One pass."""
         reaped = await self._database.write(reaper.reap, self._attempts_limit)
+        for end, ids in vars(reaped).items():
+            REAPED.labels(end).inc(len(ids))
         if reaped:
             log.info("reaper.pass", **vars(reaped))
             self._on_queued()
@@ -105,9 +111,13 @@ class Sweeper:
     """Makes the store ready, then removes what interrupted writes and uploads left in it, and what
     is older than the retention."""
 
-    def __init__(self, storage: Storage, database: AsyncDatabase, retention_s: float = 0.0) -> None:
+    def __init__(
+        self, storage: Storage, database: AsyncDatabase, staging: Path, retention_s: float = 0.0
+    ) -> None:
+        """``staging``: the folder of bodies that are on their way into the store."""
         self._storage = storage
         self._database = database
+        self._staging = staging
         self._retention = Retention(database, storage, retention_s)
         self._prepared = False
         self._cleaned: set[str] = set()
@@ -123,19 +133,31 @@ class Sweeper:
         if not self._prepared:
             await asyncio.to_thread(self._storage.prepare)
             self._prepared = True
-        for prefix in await self._database.read(repository.ended_prefixes, ENDED_BEFORE_S):
-            # A completed request took its own away; a failed, cancelled or lost one did not.
+        for prefix, body in await self._database.read(repository.ended_lately, ENDED_BEFORE_S):
             if prefix not in self._cleaned:
-                await asyncio.to_thread(self._storage.delete_tree, f"{prefix}/checkpoints")
+                await asyncio.to_thread(clean_up, self._storage, prefix, body)
                 self._cleaned.add(prefix)
         writes = await asyncio.to_thread(self._storage.sweep, ABANDONED_AFTER_S)
         uploads = await asyncio.to_thread(sweep_parts, self._storage)
-        if writes or uploads:
-            log.info("sweeper.pass", writes=writes, uploads=uploads)
+        staged = await asyncio.to_thread(sweep_staged, self._staging, ABANDONED_AFTER_S)
+        if writes or uploads or staged:
+            log.info("sweeper.pass", writes=writes, uploads=uploads, staged=staged)
         expired = await self._retention.sweep()
         if expired:
             log.info("sweeper.expired", **vars(expired))
         return True
+
+
+def clean_up(storage: Storage, prefix: str, body: Mapping[str, Any] | None) -> None:
+    """Remove what no result names: checkpoints, and outputs of attempts that lost their lease.
+
+    A completed request took its own checkpoints away; a failed, cancelled or lost one did not.
+    """
+    storage.delete_tree(f"{prefix}/checkpoints")
+    named = set(stored_keys(body))
+    for key in storage.list_keys(f"{prefix}/outputs"):
+        if key not in named:
+            storage.delete(key)
 
 
 async def _survive(name: str, step: Callable[[], Awaitable[bool]]) -> bool:

@@ -1,7 +1,7 @@
 """Files in results: the row names keys, the reader gets URLs that are signed as he reads."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from app.storage import ObjectMissing, Storage
@@ -28,6 +28,17 @@ def signed(storage: Storage, body: Any) -> Any:
             url = storage.signed_url(body["key"], file_name=body["file_name"])
         return {"url": url, **{field: body[field] for field in FILE_FIELDS}}
     return {name: signed(storage, value) for name, value in body.items()}
+
+
+def stored_keys(body: Any) -> Iterator[str]:
+    """Keys of all files that ``body`` names."""
+    if isinstance(body, Mapping):
+        if isinstance(key := body.get("key"), str):
+            yield key
+        body = list(body.values())
+    if isinstance(body, list):
+        for item in body:
+            yield from stored_keys(item)
 
 
 def data_uri(storage: Storage, key: str, content_type: str) -> str:

@@ -20,8 +20,9 @@ from sqlalchemy.orm import Session
 from app.clock import db_now
 from app.db.models import Attempt, Event, LogLine, Outcome, Purpose, Request, Stage, State
 from app.keys import limits
+from preprocessing.failpoints import reach
 
-LEASE_S = 60.0
+LEASE_S = 40.0
 ATTEMPTS_LIMIT = 3
 """Attempts that a request may lose in one stage; the third loss is the end (poison datasets)."""
 
@@ -79,6 +80,8 @@ class Claim:
     no_retry: bool
     cancel_requested: bool
     purpose: Purpose = Purpose.TRAIN
+    waited_s: float | None = None
+    """From the submit to the first attempt; None for every other one."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,7 @@ def claim(
         no_retry=row.no_retry,
         cancel_requested=row.cancel_requested_at is not None,
         purpose=Purpose(row.purpose),
+        waited_s=(row.started_at or 0.0) - row.created_at if row.attempt == 1 else None,
     )
 
 
@@ -237,6 +241,7 @@ def complete(
     A check gives what it ``prepared``: its dataset is kept as long as the request is.
     """
     row = _owned(session, claim)
+    reach("complete.before_ledger")
     _end_attempt(session, claim.token, Outcome.COMPLETED)
     if prepared is not None:
         row.prepared = dict(prepared)
@@ -247,6 +252,8 @@ def complete(
         billable_units=billable_units,
         inference_time=inference_time,
     )
+    session.flush()
+    reach("complete.before_commit")
 
 
 def fail(

@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session
 from app.clock import db_now
 from app.db.engine import Database
 from app.db.models import Request, Stage, State
+from app.metrics.counts import BROKER_ERRORS
+from preprocessing.failpoints import reach
 
 QUEUES = {Stage.PREPARE: "cpu", Stage.TRAIN: "gpu"}
 TASKS = {"cpu": "reelsmith.prepare", "gpu": "reelsmith.train"}
@@ -71,8 +73,11 @@ def send_all(wakes: list[Due], send: Send) -> list[Due]:
     sent: list[Due] = []
     for wake in wakes:
         try:
+            reach("wake.before_send")
             send(wake.queue)
+            reach("wake.after_send")
         except Exception as error:  # whichever broker: the rows keep it due, and it goes later
+            BROKER_ERRORS.inc()
             log.warning("wake_up.not_sent", queue=wake.queue, error=repr(error))
             break
         sent.append(wake)

@@ -199,17 +199,18 @@ def events(session: Session, request_id: str, after: int) -> Sequence[Event]:
     ).all()
 
 
-def ended_prefixes(session: Session, before_s: float) -> Sequence[str]:
-    """Storage prefixes of requests that ended lately, but at least ``before_s`` seconds ago."""
-    return session.scalars(
-        select(Request.storage_prefix)
+def ended_lately(session: Session, before_s: float) -> Sequence[tuple[str, dict[str, Any] | None]]:
+    """(storage prefix, result body) of what ended lately, but at least ``before_s`` seconds ago."""
+    found = session.execute(
+        select(Request.storage_prefix, Request.result_body)
         .where(
             Request.state == State.COMPLETED,
             Request.finished_at < db_now() - before_s,
             Request.finished_at > db_now() - ENDED_LATELY_S,
         )
         .order_by(Request.finished_at)
-    ).all()
+    )
+    return [(prefix, body) for prefix, body in found]
 
 
 def _positions(session: Session, ids: Sequence[str]) -> dict[str, int]:

@@ -12,6 +12,7 @@ from app.db.engine import AsyncDatabase
 from app.db.models import RANK, LogLine, Purpose, Request, State
 from app.errors import ExpiredRequest, InvalidInput, QueueFull, UnknownRequest
 from app.keys.limits import QueueRoom
+from app.metrics.counts import SUBMITS
 from app.modes.base import AnyMode
 from app.modes.common import Input
 from app.requests import lifecycle, repeats, repository
@@ -27,6 +28,7 @@ from app.requests.schemas import (
     Submitted,
 )
 from app.requests.watch import Snapshot, Watcher
+from preprocessing.failpoints import reach
 
 log = structlog.get_logger()
 
@@ -136,9 +138,12 @@ class RequestService:
             body_sha256=repeats.sha256_of(mode.id, purpose, input),
             purpose=purpose,
         )
+        reach("submit.before_commit")
         taken = await self._database.write_together(
             self._submit_all, Submit(new, options.max_queue_length, self._dedupe_window_s)
         )
+        reach("submit.after_commit")
+        SUBMITS.labels(mode.path, str(taken.repeated).lower()).inc()
         if not taken.repeated:
             self._on_queued()
         log.info(

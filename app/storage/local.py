@@ -28,6 +28,7 @@ from app.storage.base import (
 )
 from app.storage.errors import ObjectDamaged, ObjectMissing
 from app.storage.signing import UrlSigner
+from preprocessing.failpoints import reach
 
 
 class LocalStorage(TreeStorage):
@@ -50,6 +51,7 @@ class LocalStorage(TreeStorage):
     def put_file(self, key: str, path: Path, *, content_type: str | None = None) -> StoredObject:
         target, meta = self._object_path(key), self._meta_path(key)
         arriving = self._incoming / random_part()
+        reach("store.before_put")
         try:
             sha256 = _link_or_copy(path, arriving)
             stored = StoredObject(
@@ -60,11 +62,13 @@ class LocalStorage(TreeStorage):
                 # key whose facts are those of another file.
                 target.unlink(missing_ok=True)
                 _write_facts(meta, stored)
+                reach("store.between")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 arriving.rename(target)
                 _sync_folder(target.parent)
         finally:
             arriving.unlink(missing_ok=True)
+        reach("store.after_put")
         return stored
 
     def fetch(self, key: str, path: Path) -> StoredObject:

@@ -1,6 +1,7 @@
 """Bodies of uploads: streamed to a file aside, within the limits, then put into the store."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,7 +32,21 @@ MIN_RATE_BYTES_S: Final = 1024.0
 GROWTH_BYTES: Final = 64 * 1024 * 1024
 """Room taken ahead for a body that does not say how long it is."""
 
+STAGING: Final = "staging"
+"""Below the data folder: bodies that are not stored yet."""
+
 log = structlog.get_logger()
+
+
+def sweep_staged(folder: Path, older_than_s: float) -> int:
+    """Remove what gateways that died were receiving; returns how many files."""
+    before, removed = time.time() - older_than_s, 0
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # its own upload has just ended
+            if path.stat().st_mtime < before:
+                path.unlink()
+                removed += 1
+    return removed
 
 
 class Receiver:

@@ -16,6 +16,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from app.metrics.counts import STORE_ERRORS
 from app.storage.base import (
     CHUNK_BYTES,
     FALLBACK_CONTENT_TYPE,
@@ -35,6 +36,7 @@ from app.storage.errors import (
 )
 from app.storage.signing import UrlSigner
 from app.storage.sigv4 import presigned_holds
+from preprocessing.failpoints import reach
 
 PART_BYTES: Final = 16 * 1024 * 1024
 """Multipart parts: a LoRA is 0.1 to 1 GB (`spec/reliability.md` 5.3)."""
@@ -128,6 +130,7 @@ class S3Storage(TreeStorage):
         stored = StoredObject(
             key, digest.size_bytes, digest.sha256, served_content_type(content_type)
         )
+        reach("store.before_put")
         try:
             for attempt in self._retrying():
                 with attempt, _translated(key):
@@ -141,11 +144,13 @@ class S3Storage(TreeStorage):
                         },
                         Config=self._transfer,
                     )
+                    reach("store.between")
                     self._prove(stored, digest.etag)
         except _Unproved:
             with contextlib.suppress(StorageError):
                 self.delete(key)
             raise
+        reach("store.after_put")
         return stored
 
     def fetch(self, key: str, path: Path) -> StoredObject:
@@ -352,6 +357,18 @@ def _client(session: Any, endpoint_url: str | None) -> Any:
 @contextlib.contextmanager
 def _translated(key: str) -> Iterator[None]:
     """boto's errors as ours, sorted by whether trying again may help."""
+    try:
+        with _sorted_out(key):
+            yield
+    except ObjectMissing:
+        raise  # an answer, not a failure
+    except StorageError as error:
+        STORE_ERRORS.labels(type(error).__name__.lstrip("_")).inc()
+        raise
+
+
+@contextlib.contextmanager
+def _sorted_out(key: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:

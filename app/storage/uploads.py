@@ -17,7 +17,7 @@ from app.errors import BadRequest, Forbidden
 from app.settings import Settings
 from app.storage import ledger, multipart
 from app.storage.base import Storage, StoredObject, random_part, safe_file_name
-from app.storage.receiving import Receiver
+from app.storage.receiving import STAGING, Receiver
 from app.storage.signing import WRITE, UrlSigner
 
 UPLOAD_URL_LIFETIME_S: Final = 24 * 3600
@@ -40,7 +40,7 @@ class Uploads:
         self._database = database
         self._url_expiry_s = settings.url_expiry_s
         self._max_bytes = settings.max_archive_bytes
-        self._receiver = Receiver(storage, database, settings.data_dir / "staging")
+        self._receiver = Receiver(storage, database, settings.data_dir / STAGING)
 
     def token(self, owner: str) -> dict[str, str]:
         """A token for the CDN routes, as fal's Python client wants one first."""

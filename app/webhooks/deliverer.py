@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 
 from app.db.engine import AsyncDatabase
+from app.metrics.counts import WEBHOOKS
 from app.settings import Settings
 from app.storage import Storage
 from app.waiting import event_within
@@ -18,6 +19,7 @@ from app.webhooks.message import body_of, signature_headers
 from app.webhooks.schedule import SCHEDULE, Schedule
 from app.webhooks.sender import Sender
 from app.webhooks.targets import policy_of
+from preprocessing.failpoints import reach
 
 POLL_S: Final = 1.0
 """How often is looked for due webhooks: workers complete requests in processes of their own."""
@@ -63,7 +65,9 @@ class Deliverer:
     @classmethod
     def of(cls, settings: Settings, database: AsyncDatabase, storage: Storage) -> "Deliverer":
         sender = Sender(policy_of(settings))
-        return cls(database, storage, KeyRing.of(settings), sender, settings.public_url)
+        schedule = SCHEDULE.at_pace(settings.webhook_pace)
+        keys = KeyRing.of(settings)
+        return cls(database, storage, keys, sender, settings.public_url, schedule=schedule)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -120,11 +124,16 @@ class Deliverer:
     async def _deliver(self, delivery: Delivery) -> None:
         row = delivery.row
         try:
+            reach("webhook.before_post")
             outcome = await self._outcome(delivery)
+            reach("webhook.after_post")
             await self._database.write(deliveries.record, delivery, outcome, self._schedule)
+            reach("webhook.after_mark")
         except Exception as error:  # database or store: it is due again after its lease
             log.warning("webhook.not_recorded", request_id=row.id, error=repr(error))
             return
+        ended = "failed" if outcome.error else "delivered"
+        WEBHOOKS.labels("given up" if outcome.final else ended).inc()
         log.info(
             "webhook.delivered" if outcome.error is None else "webhook.failed",
             request_id=row.id,

@@ -334,11 +334,6 @@ def test_a_dead_broker_fails_no_submit(tmp_path: Path, migrated_sqlite: Path) ->
         assert gateway.client.post("/t2v", json=BODY).status_code == 200
 
 
-def test_health_and_readiness(gateway: Gateway) -> None:
-    assert gateway.client.get("/health").json() == {"status": "ok"}
-    assert gateway.client.get("/ready").json() == {"status": "ok"}
-
-
 def test_without_its_database_it_is_not_ready(gateway: Gateway) -> None:
     with gateway.database.write() as session:
         session.execute(text("DROP TABLE alembic_version"))

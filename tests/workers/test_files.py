@@ -1,5 +1,6 @@
 """Storing what a training made: patience with the store, checkpoints, previews."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 def test_uploads_survive_a_failure_and_end_before_the_folder_goes(
     checkpoints: CheckpointStore, tmp_path: Path
 ) -> None:
-    uploader = Uploader(checkpoints, attempt=1)
+    uploader = Uploader(checkpoints, attempt=1, lost=lambda: False)
     done = []
 
     def fails() -> None:
@@ -137,16 +138,9 @@ def test_uploads_survive_a_failure_and_end_before_the_folder_goes(
 def test_who_lost_the_lease_stores_nothing_more(
     checkpoints: CheckpointStore, tmp_path: Path
 ) -> None:
-    uploader = Uploader(checkpoints, attempt=1)
-    slow = tmp_path / "go"
-
-    def wait() -> None:
-        while not slow.exists():
-            pass
-
-    uploader.put(wait)
+    lost = threading.Event()
+    uploader = Uploader(checkpoints, attempt=1, lost=lost.is_set)
+    uploader.put(lost.set)  # while an earlier one is under way
     uploader.put_checkpoint(10, checkpoint(tmp_path, 10))
-    uploader._abandoned = True  # what close() does first; it then waits for the slow one
-    slow.touch()
-    uploader.close(abandon=True)
+    uploader.close()
     assert checkpoints.stored() == []

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -10,11 +11,13 @@ from sqlalchemy import make_url
 
 from app.client import doctor
 from app.client.doctor import Finding
+from app.db.engine import Database
 from app.db.migrate import upgrade
+from app.db.models import Request
 from app.dev import free_port
 from app.settings import Settings
 from tests.app.client.conftest import KEY, Command, Served, serving
-from tests.app.conftest import postgres_url
+from tests.app.conftest import postgres_url, put, submit
 
 
 def settings(folder: Path, **more: object) -> Settings:
@@ -85,6 +88,25 @@ def test_a_database_of_another_version(tmp_path: Path) -> None:
     assert doctor.database(settings(tmp_path, database_url=url)).state == "ok"
     (tmp_path / "a.db").write_bytes(b"no database" * 1000)
     assert doctor.database(settings(tmp_path, database_url=url)).state == "fail"
+
+
+@pytest.mark.parametrize(
+    ("columns", "state", "says"),
+    [
+        ({"tags": {}}, "ok", "1 wait, 0 run"),
+        ({"created_at": Request.created_at - 3600}, "warn", "the oldest for 60 min"),
+        ({"state": "running", "lease_expires_at": Request.created_at + 30}, "ok", "0 wait, 1 run"),
+        ({"state": "running", "lease_expires_at": 1.0}, "fail", "1 lost their worker"),
+    ],
+)
+def test_who_works_on_what_waits(
+    database: Database, database_url: str, tmp_path: Path, columns: Any, state: str, says: str
+) -> None:
+    put(database, submit(database), **columns)
+    found = doctor.queue(settings(tmp_path, database_url=database_url))
+    assert found.state == state
+    assert says in found.says
+    assert bool(found.advice) == (state != "ok")
 
 
 @pytest.fixture

@@ -1,0 +1,125 @@
+"""A client who repeats a submit until it is answered, and writes down what it was told."""
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
+"""As fal's clients, and 500 besides."""
+PAUSE_S = 0.2
+
+TRAINING = {
+    "rank": 8,
+    "number_of_steps": 100,
+    "learning_rate": 0.001,
+    "number_of_frames": 9,
+    "resolution": "low",
+    "aspect_ratio": "16:9",
+    "validation": [],
+}
+"""The least that the API takes: seconds on the tiny model."""
+UNITS = 100
+"""What such a training costs."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A submit that was answered with 200."""
+
+    key: str
+    request_id: str
+    kind: str
+    """``training`` or ``check``."""
+    status_url: str
+    response_url: str
+    cancel_url: str
+
+
+@dataclass
+class Client:
+    """``log`` is what it knows at the end: one line per accepted submit, on disk at once."""
+
+    url: str
+    log: Path
+    archive_url: str
+    hook_url: str | None = None
+    accepted: list[Accepted] = field(default_factory=list)
+    posts: int = 0
+    """Submits that were sent, repetitions included."""
+    longest_s: float = 0.0
+    """The longest that one POST took, whatever came of it."""
+    seen: dict[int, int] = field(default_factory=dict)
+    """Answers by status; 0: none came."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def submit(
+        self,
+        kind: str = "training",
+        *,
+        key: str | None = None,
+        limit_s: float = 120.0,
+        give_up: Callable[[], bool] = lambda: False,
+        **fields: Any,
+    ) -> Accepted | None:
+        """Until it is accepted. None: ``give_up`` said so; then it may have been, or not."""
+        key = key or uuid.uuid4().hex
+        path = "/t2v" if kind == "training" else "/t2v/check"
+        body = {**TRAINING, "training_data_url": self.archive_url, **fields}
+        deadline = time.monotonic() + limit_s
+        with httpx.Client(base_url=self.url, timeout=15.0, trust_env=False) as http:
+            while not give_up():
+                reply = self._post(http, path, body, key)
+                if reply is not None and reply.status_code == 200:
+                    return self._accept(key, kind, reply.json())
+                if reply is not None and reply.status_code not in RETRIED:
+                    raise AssertionError(f"{reply.status_code}: {reply.text}")
+                assert time.monotonic() < deadline, f"no submit was accepted in {limit_s:g} s"
+                time.sleep(PAUSE_S)
+        return None
+
+    def _post(
+        self, http: httpx.Client, path: str, body: dict[str, Any], key: str
+    ) -> httpx.Response | None:
+        params = {} if self.hook_url is None else {"fal_webhook": self.hook_url}
+        started = time.monotonic()
+        reply: httpx.Response | None
+        try:
+            reply = http.post(path, params=params, json=body, headers={"Idempotency-Key": key})
+        except httpx.TransportError:
+            reply = None
+        with self._lock:
+            status = 0 if reply is None else reply.status_code
+            self.posts += 1
+            self.seen[status] = self.seen.get(status, 0) + 1
+            self.longest_s = max(self.longest_s, time.monotonic() - started)
+        return reply
+
+    def _accept(self, key: str, kind: str, answer: dict[str, Any]) -> Accepted:
+        urls = {name: answer[name] for name in ("status_url", "response_url", "cancel_url")}
+        accepted = Accepted(key, answer["request_id"], kind, **urls)
+        with self._lock, self.log.open("a") as log:
+            log.write(json.dumps(vars(accepted)) + "\n")
+            self.accepted.append(accepted)
+        return accepted
+
+
+def patiently(ask: Callable[[], httpx.Response], limit_s: float = 60.0) -> httpx.Response:
+    """The answer, asked for again while the service is away (as fal's clients do)."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        try:
+            reply = ask()
+            if reply.status_code not in RETRIED - {500, 504}:
+                return reply
+            problem: object = reply.status_code
+        except httpx.TransportError as error:
+            problem = error
+        assert time.monotonic() < deadline, f"no answer in {limit_s:g} s: {problem}"
+        time.sleep(PAUSE_S)

@@ -1,0 +1,143 @@
+"""Goals about many requests: one key's flood, and a service that runs for long (R19, R21)."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import redis
+from sqlalchemy import select, update
+
+from app.db.models import Request, State
+from tests.faults.client import TRAINING
+from tests.faults.gateway_goals import THREADS
+from tests.faults.scene import Asked, Figure, Scene, scene
+from tests.faults.stack import Part
+from tests.faults.worker_goals import light
+from tests.service.harness import descendants
+
+MAX_QUEUED = 100
+VICTIM = "the-key-of-the-victim"
+VICTIM_WAITS_S = 10.0
+
+
+def r19(asked: Asked) -> Figure:
+    """One key with limits submits without end; another key's request starts all the same."""
+    figure = Figure("R19")
+    calls = asked.times(1000)
+    layout = light(2)
+    layout = replace(layout, env={**layout.env, "REELSMITH_API_KEYS": VICTIM})
+    with scene(figure, asked.seed, layout) as on:
+        flood = _limited_key(on)
+        body = {**TRAINING, "training_data_url": on.stack.files.url}
+
+        def submit(key: str) -> httpx.Response:
+            headers = {"authorization": f"Key {key}"}
+            with httpx.Client(base_url=on.stack.front.url, trust_env=False, timeout=30.0) as http:
+                return http.post("/t2v/check", json=body, headers=headers)
+
+        submit(flood).raise_for_status()
+        with ThreadPoolExecutor(THREADS) as pool:
+            replies = pool.map(lambda _: submit(flood).status_code, range(calls))
+            time.sleep(2.0)
+            victim = submit(VICTIM).json()["request_id"]
+            answers = Counter(replies)
+
+        def started() -> Request | None:
+            with on.stack.database.read() as session:
+                return session.scalar(
+                    select(Request).where(Request.id == victim, Request.started_at.is_not(None))
+                )
+
+        row = on.stack.until(started, 60.0, "the victim's start")
+        assert isinstance(row, Request)
+        assert row.started_at is not None
+        waited = row.started_at - row.created_at
+        figure.numbers |= {
+            "calls": calls,
+            "answers": dict(answers),
+            "limits": {"max_queued": MAX_QUEUED, "max_running": 1},
+            "the other key waited, s": round(waited, 2),
+        }
+        figure.require(set(answers) <= {200, 403, 429}, f"answers: {answers}")
+        figure.require(answers.keys() & {403, 429}, "nothing was refused")
+        figure.require(waited <= VICTIM_WAITS_S, f"the other key waited {waited:.1f} s")
+        with on.stack.database.write() as session:
+            session.execute(update(Request).values(cancel_requested_at=1.0))
+        on.all_ended()
+    return figure
+
+
+def _limited_key(on: Scene) -> str:
+    command = [sys.executable, "-m", "app.cli", "keys", "create", "--name", "flood"]
+    command += ["--max-queued", str(MAX_QUEUED), "--max-running", "1"]
+    env = on.stack.gateways[0].env
+    made = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    time.sleep(2.5)  # gateways look for new keys that often
+    return made.stdout.strip()
+
+
+def r21(asked: Asked) -> Figure:
+    """Small jobs for so many minutes (``--rounds``): memory, files and keys stay where they are."""
+    figure = Figure("R21")
+    minutes = asked.times(2)
+    with scene(figure, asked.seed, light(2)) as on:
+        over = threading.Event()
+
+        def submit() -> None:
+            while not over.is_set():
+                on.client.submit("check")
+                time.sleep(0.3)
+
+        thread = threading.Thread(target=submit)
+        thread.start()
+        parts = [*on.stack.gateways, *on.stack.workers["cpu"]]
+        samples: dict[str, list[tuple[float, int]]] = {part.name: [] for part in parts}
+        time.sleep(20.0)  # everything is loaded and warm by then
+        ends = time.monotonic() + 60.0 * minutes
+        while time.monotonic() < ends:
+            for part in parts:
+                samples[part.name].append(_size(part))
+            time.sleep(5.0)
+        over.set()
+        thread.join()
+        on.all_ended()
+        assert on.stack.redis_wire is not None
+        with contextlib.closing(redis.Redis(port=on.stack.redis_wire.upstreams[0])) as server:
+            keys = server.dbsize()
+        with on.stack.database.read() as session:
+            ended = session.scalars(select(Request.id).where(Request.state == State.COMPLETED))
+            figure.numbers["jobs"] = len(ended.all())
+        work = on.stack.settings.data_dir / "work"
+        left = [path for path in work.rglob("*") if path.is_file()]
+        figure.numbers |= {
+            "minutes": minutes,
+            "MB, first and last": {n: (s[0][0], s[-1][0]) for n, s in samples.items()},
+            "open files, first and most": {
+                n: (s[0][1], max(files for _, files in s)) for n, s in samples.items()
+            },
+            "keys in Redis at the end": keys,
+            "files left in work": len(left),
+        }
+        figure.require(not left, f"{len(left)} files are left in work")
+        for name, found in samples.items():
+            most = max(files for _, files in found)
+            figure.require(most < found[0][1] + 40, f"{name} has {most} open files")
+    return figure
+
+
+def _size(part: Part) -> tuple[float, int]:
+    """(MB of memory, open files) of a part with its children."""
+    pages = files = 0
+    for pid in (part.pid, *descendants(part.pid)):
+        with contextlib.suppress(OSError):
+            pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+            files += len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1), files
