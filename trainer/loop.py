@@ -23,12 +23,12 @@ from trainer.adapter import adapter_state, add_adapter, load_adapter_state
 from trainer.checkpoint import Checkpoint, restore_optimizer
 from trainer.errors import CapacityError, DivergedError
 from trainer.examples import Examples
+from trainer.execution import checkpoint_blocks
 from trainer.flow import Draws, Example, draw, velocity_loss
 from trainer.job import Control
 from trainer.policy import num_blocks_to_checkpoint
 from trainer.spec import TrainingSpec
 from trainer.timesteps import sample_index, step_generator
-from trainer.transformer import checkpoint_blocks
 
 FLUSH_EVERY = 10
 """Steps between two readings of the losses; each makes the host wait for the device once."""

@@ -26,6 +26,7 @@ from trainer.decode import Decoder
 from trainer.encode import encode_all
 from trainer.errors import CapacityError, TrainingError
 from trainer.examples import Examples, clip_masks
+from trainer.execution import checkpoint_blocks
 from trainer.footage import Dataset
 from trainer.given import open_sources, preview_prompts
 from trainer.job import Control, Job, JobDir, Result, write_atomically
@@ -35,7 +36,6 @@ from trainer.model import BaseModel
 from trainer.preview import find_previews, make_previews, preview_steps, validation_geometry
 from trainer.reel import make_reel
 from trainer.spec import TrainingSpec
-from trainer.transformer import checkpoint_blocks
 
 INTERNAL_ERROR = "internal_error"
 """Not foreseen: the process that had it should not be trusted with another job."""

@@ -14,6 +14,7 @@ from preprocessing.events import EventLog
 from tests.trainer.jobs import make_spec
 from trainer.adapter import adapter_state
 from trainer.errors import CapacityError, DivergedError
+from trainer.execution import execution_of
 from trainer.flow import Clean, Draws, Example, draw
 from trainer.job import Control
 from trainer.latents import VideoGeometry, audio_coords, video_coords
@@ -167,7 +168,7 @@ def test_what_does_not_fit_is_recomputed(tiny: BaseModel, tmp_path: Path) -> Non
         trainer = Trainer(transformer, make_spec(num_steps=3), with_audio=False)
 
         def fail_unless_recomputed(*args: object, transformer: Any = transformer) -> None:
-            if not getattr(transformer, "num_checkpointed_blocks", 0):
+            if not execution_of(transformer).num_recomputed:
                 raise torch.OutOfMemoryError("Tried to allocate 1 PiB")
 
         if memory_is_short:
