@@ -11,7 +11,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer.blocks import run_block
+from trainer.plan import MachineSettings
 
 # No block draws random numbers, so there is no RNG state to keep for the second run.
 _recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
@@ -72,5 +73,20 @@ def compile_blocks(transformer: LTX2VideoTransformer3DModel, backend: str | None
     """
     compiled = None
     if backend is not None:
+        torch._dynamo.config.recompile_limit = _MOST_GRAPHS
         compiled = torch.compile(run_block, backend=backend, dynamic=False, fullgraph=True)
     execution_of(transformer).compiled = compiled
+
+
+COMPILER: Final = "inductor"
+LEAST_COMPILED_STEPS: Final = 300
+"""Compiling takes a minute or more; 10 to 25 % of each step are saved (`ltx-training.md` 5.4)."""
+_MOST_GRAPHS: Final = 64
+"""Shapes and precisions that a process which stays between jobs may come to see."""
+
+
+def wants_compiling(machine: MachineSettings, device: torch.device, num_steps: int) -> bool:
+    """Whether a training of so many steps more is worth compiling the blocks."""
+    if machine.compile != "auto":
+        return machine.compile == "on"
+    return device.type == "cuda" and num_steps >= LEAST_COMPILED_STEPS

@@ -92,6 +92,13 @@ class Passes:
         )
 
 
+def num_passes(spec: ValidationSpec, *, with_audio: bool) -> int:
+    """Forward passes of one sampling step of a preview: 3 on video alone, 4 with sound."""
+    video, audio = preview_guidance(spec, with_audio=with_audio)
+    passes = Passes.of(video, *([] if audio is None else [audio]))
+    return 1 + passes.uncond + passes.perturbed + passes.isolated
+
+
 def preview_guidance(spec: ValidationSpec, *, with_audio: bool) -> tuple[Guidance, Guidance | None]:
     """The scales of a preview, for video and for audio (None without an audio branch).
 

@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from preprocessing.events import EVENTS_FILE
+from trainer.plan import MachineSettings
 from trainer.spec import TrainingSpec
 
 JOB_FILE = "job.json"
@@ -62,6 +63,13 @@ class Job(BaseModel):
     """Steps; the last step and a release always save one."""
     device: str = "auto"
     """``auto`` is CUDA where there is one, else the CPU."""
+    machine: MachineSettings = MachineSettings()
+    """What is not left to the trainer of how the job is fitted onto the device."""
+    preview_share: float | None = None
+    """Of the time of all steps, what previews may take besides; the last ones are always made.
+    None: all of them are."""
+    claimed_at: float | None = None
+    """When a worker took the job, in unix seconds; for the log."""
 
 
 class Result(BaseModel):

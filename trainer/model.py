@@ -20,16 +20,18 @@ from diffusers import (
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2VocoderWithBWE
 from diffusers.utils import logging as diffusers_logging
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from trainer.capacity import TINY, model_id
 from trainer.errors import ModelError
+from trainer.offload import offload_blocks
+from trainer.quantised import Precision
 from trainer.text import TextEncoder
 from trainer.tiny import tiny_folder
 from trainer.transformer import drop_audio_branch
+from trainer.weights import TransformerPlacer, load_into
 
 EXAMPLE_MODEL = "diffusers/LTX-2.3-Diffusers"
 
@@ -102,6 +104,11 @@ class BaseModel:
                     digest.update(file.read())
         return digest.hexdigest()[:12]
 
+    @cached_property
+    def num_blocks(self) -> int:
+        config = _config(self.folder / "transformer" / "config.json") or {}
+        return int(config["num_layers"])
+
     def weight_bytes(self, *components: str) -> int:
         """Size of these components on disk."""
         files = (file for name in components for file in (self.folder / name).glob("*.safetensors"))
@@ -129,22 +136,23 @@ class BaseModel:
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder / "scheduler")
 
-    def transformer(self, *, with_audio: bool) -> LTX2VideoTransformer3DModel:
-        """Without audio its audio weights (11.7 of 38 GB) are not even read."""
+    def transformer(
+        self, *, with_audio: bool, precision: Precision = "full", num_offloaded: int = 0
+    ) -> LTX2VideoTransformer3DModel:
+        """Without audio its audio weights (11.7 of 38 GB) are not even read.
+
+        ``num_offloaded`` blocks have their weights on the host (`offload.py`); run them only with
+        every block recomputed, or without gradients.
+        """
         folder = self.folder / "transformer"
         with torch.device("meta"):
             config = LTX2VideoTransformer3DModel.load_config(folder)
             transformer = LTX2VideoTransformer3DModel.from_config(config)
         if not with_audio:
             drop_audio_branch(transformer)
-        wanted = transformer.state_dict().keys()
-        tensors = _read_tensors(folder, wanted, self.device, self.dtype)
-        if missing := wanted - tensors.keys():
-            raise ModelError(
-                f"The transformer of {self.id} lacks {len(missing)} tensors, such as "
-                f"{min(missing)}. Download the model again."
-            )
-        transformer.load_state_dict(tensors, assign=True)
+        place = TransformerPlacer(transformer, precision, num_offloaded)
+        load_into(transformer, folder, self.device, self.dtype, place=place)
+        offload_blocks(transformer, num_offloaded, self.device)
         return _frozen(transformer)
 
     def _load(self, kind: Any, component: str, dtype: torch.dtype) -> Any:
@@ -154,17 +162,6 @@ class BaseModel:
 
 def _frozen(module: nn.Module) -> Any:
     return module.eval().requires_grad_(False)
-
-
-def _read_tensors(
-    folder: Path, wanted: Any, device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    tensors = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            for key in wanted & set(file.keys()):
-                tensors[key] = file.get_tensor(key).to(dtype)
-    return tensors
 
 
 def _download(name: str) -> Path:

@@ -4,6 +4,7 @@ import errno
 import gc
 import hashlib
 import json
+import os
 import shutil
 import time
 import traceback
@@ -18,7 +19,9 @@ from diffusers import LTX2VideoTransformer3DModel
 
 from preprocessing.events import EventLog
 from trainer.adapter import remove_adapter
+from trainer.attention import attention_kernel
 from trainer.cache import EncodedCache
+from trainer.cadence import PreviewBudget, guess_round_s
 from trainer.check import check_artifact
 from trainer.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
 from trainer.conditions import describe
@@ -26,14 +29,19 @@ from trainer.decode import Decoder
 from trainer.encode import encode_all
 from trainer.errors import CapacityError, TrainingError
 from trainer.examples import Examples, clip_masks
-from trainer.execution import checkpoint_blocks
+from trainer.execution import checkpoint_blocks, compile_blocks
 from trainer.footage import Dataset
 from trainer.given import open_sources, preview_prompts
+from trainer.guidance import num_passes
 from trainer.job import Control, Job, JobDir, Result, write_atomically
 from trainer.loop import Hooks, Stopped, Trainer, train
 from trainer.lora_file import LoraMetadata, save_lora
 from trainer.model import BaseModel
+from trainer.parallel import ALONE, Group, Ready
+from trainer.plan import Plan, Workload
+from trainer.policy import first_plan
 from trainer.preview import find_previews, make_previews, preview_steps, validation_geometry
+from trainer.quantised import quantised_to
 from trainer.reel import make_reel
 from trainer.spec import TrainingSpec
 
@@ -55,15 +63,29 @@ class ModelCache:
         self._key: tuple[str, str, str, bool] | None = None
         self._transformer: LTX2VideoTransformer3DModel | None = None
 
-    def transformer(self, base: BaseModel, *, with_audio: bool) -> LTX2VideoTransformer3DModel:
-        """Loaded at most once in a row; never carries an adapter when it is handed out."""
-        key = (base.id, base.fingerprint, str(base.device), with_audio)
-        if self._transformer is None or key != self._key:
+    def transformer(
+        self, base: BaseModel, *, with_audio: bool, plan: Plan | None = None
+    ) -> LTX2VideoTransformer3DModel:
+        """Loaded at most once in a row; never carries an adapter when it is handed out. Its base is
+        as precise as ``plan`` says; None: in full."""
+        plan = plan or Plan()
+        if not self.has(base, with_audio=with_audio, plan=plan):
             self.clear()
-            self._transformer = base.transformer(with_audio=with_audio)
-            self._key = key
+            self._transformer = base.transformer(
+                with_audio=with_audio, precision=plan.precision, num_offloaded=plan.num_offloaded
+            )
+            self._key = _model_key(base, with_audio=with_audio)
+        assert self._transformer is not None
         restore_base(self._transformer)
         return self._transformer
+
+    def has(self, base: BaseModel, *, with_audio: bool, plan: Plan) -> bool:
+        """Whether `transformer` would load nothing."""
+        return (
+            self._transformer is not None
+            and self._key == _model_key(base, with_audio=with_audio)
+            and quantised_to(self._transformer) == plan.precision
+        )
 
     def make_room(self, base: BaseModel) -> None:
         """Before encoding: let go of the transformer where the encoders would not fit beside it."""
@@ -78,22 +100,29 @@ class ModelCache:
         _collect()
 
 
+def _model_key(base: BaseModel, *, with_audio: bool) -> tuple[str, str, str, bool]:
+    return (base.id, base.fingerprint, str(base.device), with_audio)
+
+
 def restore_base(transformer: LTX2VideoTransformer3DModel) -> None:
-    """As loaded: no adapter, nothing recomputed."""
+    """As loaded: no adapter, nothing recomputed or compiled."""
     remove_adapter(transformer)
     checkpoint_blocks(transformer, 0)
+    compile_blocks(transformer, None)
 
 
-def run_job(job_dir: Path, models: ModelCache) -> Result:
+def run_job(job_dir: Path, models: ModelCache, group: Group = ALONE) -> Result:
     """Run the job in ``job_dir`` to its end, whatever that is; always writes result.json.
 
     Nothing is raised: what went wrong is in the result, with a traceback on standard error.
+    ``group`` are the processes that train it together, of which this one leads; the others are in
+    `trainer/follow.py`.
     """
     directory = JobDir(job_dir)
     directory.previews.mkdir(parents=True, exist_ok=True)
     directory.checkpoints.mkdir(exist_ok=True)
     with EventLog(directory.events) as events:
-        run = _Run(directory, models, events)
+        run = _Run(directory, models, events, group)
         try:
             run.train()
             result = Result(status="completed", step=run.saved_step)
@@ -111,20 +140,23 @@ def run_job(job_dir: Path, models: ModelCache) -> Result:
 class _Run:
     """One job on its way. ``saved_step`` is what a checkpoint (or the LoRA) has."""
 
-    def __init__(self, directory: JobDir, models: ModelCache, events: EventLog) -> None:
+    def __init__(
+        self, directory: JobDir, models: ModelCache, events: EventLog, group: Group
+    ) -> None:
         self.directory = directory
         self.models = models
         self.events = events
+        self.group = group
         self.saved_step = 0
+        self._started = time.time()
         self._transformer: LTX2VideoTransformer3DModel | None = None
         self._held = ExitStack()
         self._num_previews = 0
-        self._previews_s = 0.0
 
     def train(self) -> None:
         job = self.directory.load()
         spec, validation = job.spec, job.spec.validation
-        base = BaseModel.open(job.model, self._path(job.cache), _device(job.device))
+        base = BaseModel.open(job.model, self._path(job.cache), choose_device(job.device))
         with self.events.stage("read_dataset"):
             dataset = Dataset(self._path(job.dataset))
             with_audio = dataset.manifest.with_audio
@@ -132,7 +164,13 @@ class _Run:
                 clip_masks(clip, spec.conditions)  # a bad one ends the job here, not at its step
             clips = job.validation_clips
             sources = open_sources(clips and self._path(clips), spec, with_audio=with_audio)
-        fingerprint = _fingerprint(spec, dataset, base)
+        fingerprint = fingerprint_of(spec, dataset, base)
+        plan = first_plan(
+            Workload(dataset.footage[0].geometry.num_tokens, spec.rank, with_audio),
+            base.device,
+            job.machine,
+            base.num_blocks,
+        )
         checkpoint = self._find_checkpoint(job, fingerprint)
 
         cache = EncodedCache(self._path(job.cache), base)
@@ -144,20 +182,33 @@ class _Run:
         self.models.make_room(base)
         encode_all(all_clips, all_prompts, base, cache, self.events, between=self._stop_if_told)
 
+        was_loaded = self.models.has(base, with_audio=with_audio, plan=plan)
+        self.group.tell(Ready(plan, None if checkpoint is None else checkpoint.path))
         with self.events.stage("load_transformer"):
-            transformer = self.models.transformer(base, with_audio=with_audio)
+            transformer = self.models.transformer(base, with_audio=with_audio, plan=plan)
             self._transformer = transformer
-        trainer = Trainer(transformer, spec, with_audio=with_audio)
+        trainer = Trainer(
+            transformer,
+            spec,
+            with_audio=with_audio,
+            machine=job.machine,
+            plan=plan,
+            group=self.group,
+        )
         if checkpoint is not None:
             trainer.restore(checkpoint)
         examples = Examples(dataset, cache, spec, base.device)
         first = examples[0]
-        num_recomputed = trainer.plan_memory(first)
+        with self.events.stage("fit_memory"):
+            trainer.prepare(first, self.events.log)
+        num_tokens = first.video.tokens.shape[1]
         self.events.log(
-            f"Training on {base.device}: {len(examples)} samples of "
-            f"{first.video.tokens.shape[1]} tokens, {num_recomputed} of "
-            f"{len(transformer.transformer_blocks)} blocks recomputed, from step {trainer.step}"
+            f"Training on {base.device}: {len(examples)} samples of {num_tokens} tokens, "
+            f"from step {trainer.step}"
         )
+        budget = PreviewBudget(job.preview_share)
+        started = time.monotonic()
+        first_step, startup_s = trainer.step, 0.0
 
         def save(step: int) -> None:
             path = save_checkpoint(
@@ -175,8 +226,26 @@ class _Run:
         def preview(step: int) -> None:
             if self._has_previews(step, prompts):
                 return
-            started = time.monotonic()
-            with self._may_lack_memory("previews"), self.events.stage("previews"):
+            step_s = (time.monotonic() - started - budget.spent_s) / max(1, step - first_step)
+            if step < spec.num_steps and not budget.allows(
+                first_guess_s=guess_round_s(
+                    step_s=step_s,
+                    step_tokens=num_tokens,
+                    tokens=validation_geometry(validation).num_tokens,
+                    num_prompts=len(prompts),
+                    num_steps=validation.num_inference_steps,
+                    passes=num_passes(validation, with_audio=with_audio),
+                ),
+                training_s=step_s * spec.num_steps,
+            ):
+                self.events.log(f"No previews after step {step}: they would cost too much time")
+                return
+            began = time.monotonic()
+            with (
+                self._may_lack_memory("previews"),
+                self.events.stage("previews"),
+                attention_kernel(trainer.kernel),
+            ):
                 make_previews(
                     transformer,
                     Decoder.open(base, with_audio=with_audio),
@@ -190,15 +259,27 @@ class _Run:
                     should_stop=lambda: self.directory.told() is not None,
                 )
                 self._num_previews += len(prompts)
-                self._previews_s += time.monotonic() - started
+                budget.paid(time.monotonic() - began)
             _collect()
 
+        def first_step_done() -> None:
+            nonlocal startup_s
+            if base.device.type == "cuda":
+                torch.cuda.synchronize(base.device)
+            startup_s = round(time.time() - (job.claimed_at or self._started), 3)
+            since = "claim" if job.claimed_at else "start"
+            model = "was there from the job before" if was_loaded else "was loaded"
+            self.events.log(
+                f"First step done {startup_s:.1f} s after the {since}; the base {model}"
+            )
+
         hooks = Hooks(
-            told=self.directory.told,
+            told=lambda: self.group.tell((self.directory.told(),))[0],
             save_checkpoint=save,
             make_previews=preview,
             checkpoint_every=job.checkpoint_every,
             preview_steps=preview_steps(spec.num_steps, validation.at) if prompts else (),
+            first_step_done=first_step_done,
         )
         if base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(base.device)
@@ -208,16 +289,18 @@ class _Run:
             "trained",
             model=base.id,
             device=_device_name(base.device),
-            video_tokens=first.video.tokens.shape[1],
+            video_tokens=num_tokens,
             audio_tokens=0 if first.audio is None else first.audio.tokens.shape[1],
             rank=spec.rank,
             step_time_s=step_time_s,
             num_previews=self._num_previews,
-            previews_s=round(self._previews_s, 3),
+            previews_s=round(budget.spent_s, 3),
             preview_tokens=validation_geometry(validation).num_tokens,
-            peak_memory_bytes=torch.cuda.max_memory_allocated(base.device)
-            if base.device.type == "cuda"
-            else None,
+            peak_memory_bytes=_memory(torch.cuda.max_memory_allocated, base.device),
+            device_memory_bytes=_memory(_total_memory, base.device),
+            plan=trainer.plan.describe(base.num_blocks),
+            startup_s=startup_s,
+            model_was_loaded=was_loaded,
         )
         self._stop_if_told()
 
@@ -366,16 +449,27 @@ def _failure(error: Exception, step: int) -> Result:
     return Result(status="failed", step=step, error_type=kind, error=message)
 
 
-def _fingerprint(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> str:
+def fingerprint_of(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> str:
     """What a checkpoint belongs to. A resume with any of it changed is refused."""
     parts = (spec.model_dump_json(), dataset.hash, base.fingerprint)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one; of several, the one `torchrun` gave us."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(name)
+
+
+def _total_memory(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[1])
+
+
+def _memory(read: Callable[[torch.device], int], device: torch.device) -> int | None:
+    return read(device) if device.type == "cuda" else None
 
 
 def _device_name(device: torch.device) -> str:

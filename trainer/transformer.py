@@ -81,7 +81,7 @@ def predict_velocity(
     inputs = [_enter(transformer, _VIDEO, video, audio if crossing else None)]
     if audio is not None:
         inputs.append(_enter(transformer, _AUDIO, audio, video if crossing else None))
-    hidden = [entered.hidden for entered in inputs]
+    hidden: Any = [entered.hidden for entered in inputs]
     branches = [entered.branch for entered in inputs]
     if audio is None:
         hidden.append(None)

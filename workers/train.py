@@ -11,9 +11,11 @@ import structlog
 from app.db.models import Stage
 from app.requests import lifecycle
 from app.requests.lifecycle import LeaseLost
+from app.settings import Settings
 from app.storage.errors import ObjectMissing
 from preprocessing.manifest import MANIFEST_FILE, VALIDATION_FILE
 from trainer.job import Control, Job, JobDir, Result
+from trainer.plan import MachineSettings
 from trainer.spec import TrainingSpec
 from workers.attempt import Attempt, Cancelled, PreparedGone, Released, attempt_next
 from workers.checkpoints import CheckpointStore, Uploader
@@ -97,6 +99,9 @@ def make_job(
             cache=runtime.cache,
             resume_from=resume_from,
             checkpoint_every=runtime.settings.checkpoint_every,
+            machine=_machine(runtime.settings),
+            preview_share=runtime.settings.preview_share,
+            claimed_at=time.time() - (time.monotonic() - attempt.started),
         )
     )
 
@@ -107,6 +112,16 @@ def _spec(attempt: Attempt) -> TrainingSpec:
     steps = attempt.runtime.settings.preview_steps
     validation = spec.validation.model_copy(update={"num_inference_steps": steps})
     return spec.model_copy(update={"validation": validation})
+
+
+def _machine(settings: Settings) -> MachineSettings:
+    return MachineSettings(
+        precision=settings.base_precision,
+        recomputed_blocks=settings.recomputed_blocks,
+        offloaded_blocks=settings.offloaded_blocks,
+        compile=settings.compile,
+        attention=settings.attention,
+    )
 
 
 def supervise(attempt: Attempt, job_dir: JobDir, events: "TrainingEvents") -> Result | None:

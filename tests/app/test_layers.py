@@ -1,11 +1,11 @@
-"""The service knows three modules of data of the libraries, and nothing else of them."""
+"""The service knows four modules of data of the libraries, and nothing else of them."""
 
 import ast
 from pathlib import Path
 
 import app
 
-ALLOWED = {"preprocessing.rules", "trainer.capacity", "trainer.spec"}
+ALLOWED = {"preprocessing.rules", "trainer.capacity", "trainer.plan", "trainer.spec"}
 LIBRARIES = ("preprocessing", "trainer", "workers")
 
 

@@ -1,0 +1,65 @@
+"""The other processes of a training on several devices: they train along, and nothing else.
+
+The leading process (`run.py`) prepares, encodes, saves, previews and reports; here, a process waits
+until the latents are there, trains its share of every step, and stops when the leader is told to.
+Its own log is in ``JOB_DIR/processes/``.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+from preprocessing.events import EventLog
+from trainer.cache import EncodedCache
+from trainer.checkpoint import find_checkpoint
+from trainer.examples import Examples
+from trainer.footage import Dataset
+from trainer.job import JobDir
+from trainer.loop import Hooks, Stopped, Trainer, train
+from trainer.model import BaseModel
+from trainer.parallel import Group, Ready
+from trainer.run import ModelCache, choose_device, fingerprint_of, restore_base
+
+
+def follow(job_dir: Path, models: ModelCache, group: Group) -> None:
+    """Train along with the leader of ``group`` until the job's end, whatever that is.
+
+    An error here is raised: the process then ends, and `torchrun` ends the others.
+    """
+    directory = JobDir(job_dir)
+    ready: Ready = group.tell(None)
+    job = directory.load()
+    base = BaseModel.open(job.model, directory.root / job.cache, choose_device(job.device))
+    dataset = Dataset(directory.root / job.dataset)
+    with_audio = dataset.manifest.with_audio
+    own = directory.root / "processes"
+    own.mkdir(exist_ok=True)
+    transformer = models.transformer(base, with_audio=with_audio, plan=ready.plan)
+    with EventLog(own / f"{group.rank}.jsonl") as events:
+        trainer = Trainer(
+            transformer,
+            job.spec,
+            with_audio=with_audio,
+            machine=job.machine,
+            plan=ready.plan,
+            group=group,
+        )
+        if ready.checkpoint is not None:
+            found = find_checkpoint(
+                ready.checkpoint, fingerprint_of(job.spec, dataset, base), warn=events.log
+            )
+            assert found is not None  # the leader has read it
+            trainer.restore(found)
+        examples = Examples(
+            dataset, EncodedCache(directory.root / job.cache, base), job.spec, base.device
+        )
+        trainer.prepare(examples[0], events.log)
+        hooks = Hooks(
+            told=lambda: group.tell(None)[0],
+            save_checkpoint=lambda step: None,
+            make_previews=lambda step: None,
+            checkpoint_every=job.checkpoint_every,
+            preview_steps=(),
+        )
+        with suppress(Stopped):
+            train(trainer, examples, hooks, own / f"{group.rank}.metrics.jsonl", events)
+    restore_base(transformer)
