@@ -1,5 +1,7 @@
 """Transformers for benchmarks: the real architecture with random weights, made on the device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,18 +28,28 @@ NUM_LAYERS: Final = {"ltx-2.3-random": 48, "ltx-2.3-4-layers": 4}
 MODELS: Final = ("tiny", *NUM_LAYERS)
 
 
+CACHE: Final = Path("data/cache")
+
+
 def build(
-    name: str, device: torch.device, dtype: torch.dtype, *, with_audio: bool, seed: int = 0
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    with_audio: bool,
+    seed: int = 0,
+    cache: Path = CACHE,
 ) -> LTX2VideoTransformer3DModel:
     """``tiny`` as it is, or the architecture of LTX-2.3 with weights that keep activations sane."""
     if name == "tiny":
-        base = BaseModel.open(name, Path("data/cache"), device)
-        return base.transformer(with_audio=with_audio).to(dtype)
-    with torch.device("meta"):
+        base = BaseModel.open(name, cache, device)
+        base.dtype = dtype
+        return base.transformer(with_audio=with_audio)
+    with torch.device("meta"), _default_dtype(dtype):
         transformer = LTX2VideoTransformer3DModel(**LTX_2_3, num_layers=NUM_LAYERS[name])
     if not with_audio:
         drop_audio_branch(transformer)
-    transformer = transformer.to(dtype).to_empty(device=device)
+    transformer.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(seed)
     for parameter_name, parameter in transformer.named_parameters():
         if "norm" in parameter_name:
@@ -47,6 +59,16 @@ def build(
         else:
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=generator)
     return transformer.eval().requires_grad_(False)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def make_example(

@@ -3,16 +3,17 @@
     python -m benchmarks.train_step --model ltx-2.3-random --out benchmarks/results/train-step.md
     python -m benchmarks.train_step --model tiny --steps 2
 
-Builds the transformer with random weights on the device and times whole updates (forward, backward,
-clipping, AdamW) with CUDA events: one sample, rank 32, 89 frames. Rows come in the order of their
-worth, and those that no time is left for are named at the end. ``ceiling`` is a large matrix product
-in bf16, measured in the same run; a row's share of it counts only operations that a step cannot do
-without (`benchmarks/flops.py`). ``reference`` is `benchmarks/reference_step.py`.
+Builds the transformer with random weights on the device and times whole updates (forward,
+backward, clipping, AdamW) with CUDA events: one sample, rank 32, 89 frames. Rows come in the order
+of their worth, and those that no time is left for are named at the end. The ceiling is a large
+matrix product in the base's precision, measured in the same run; a row's share of it counts only
+operations that a step can't do without (`flops.py`). ``reference`` is `reference_step.py`.
 """
 
 import argparse
 import gc
 import importlib.metadata
+import itertools
 import platform
 import shlex
 import statistics
@@ -27,7 +28,7 @@ from typing import Any, Final
 import torch
 
 from benchmarks.flops import count_flops
-from benchmarks.random_model import MODELS, build, make_example
+from benchmarks.random_model import CACHE, MODELS, build, make_example
 from benchmarks.reference_step import ReferenceTrainer
 from trainer.adapter import remove_adapter
 from trainer.execution import compile_blocks
@@ -112,6 +113,7 @@ class Bench:
         self.num_steps: int = arguments.steps
         self.num_warm_up: int = arguments.warm_up
         self.compile: Any = arguments.compile
+        self.cache: Path = arguments.cache
         self._held: tuple[bool, str] | None = None
         self._transformer: Any = None
 
@@ -144,7 +146,6 @@ class Bench:
                 trainer.close()
             remove_adapter(transformer)
             compile_blocks(transformer, None)
-            del trainer
             gc.collect()
         audio_tokens = 0 if example.audio is None else example.audio.tokens.shape[1]
         flops = count_flops(transformer, geometry.num_tokens, audio_tokens)
@@ -211,8 +212,7 @@ class Bench:
             run()
             mark.record()
         torch.cuda.synchronize()
-        pairs = zip(marks, marks[1:], strict=False)
-        return [before.elapsed_time(after) / 1000 for before, after in pairs]
+        return [before.elapsed_time(after) / 1000 for before, after in itertools.pairwise(marks)]
 
     def _syncs(self, trainer: Trainer, example: Any) -> str:
         """One more step, with numbers drawn as in a training, under CUDA's own watch."""
@@ -243,7 +243,8 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
     ceiling = bench.ceiling_tflops()
     precision = str(bench.dtype).removeprefix("torch.")
     yield f"Ceiling, a large matrix product in {precision}: {ceiling:.1f} TFLOP/s\n"
-    yield "| size | tokens | branches | way | s/step | spread | TFLOP/s | of the ceiling | peak GB | |"
+    columns = ("size", "tokens", "branches", "way", "s/step", "spread", "TFLOP/s")
+    yield f"| {' | '.join(columns)} | of the ceiling | peak GB | |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     done: dict[Case, Measured] = {}
     left_out: list[str] = []
@@ -326,6 +327,7 @@ def main(given: list[str]) -> int:
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--budget-s", type=float, default=540.0, help="no row begins after this")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where tiny is, or is built")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(given)
     arguments.given = given

@@ -187,9 +187,9 @@ class Trainer:
         apply_plan(self.transformer, plan, self.device)
 
     def _forward_backward(self, example: Example, draws: Draws) -> Tensor:
-        cuda = self.device.type == "cuda"
+        reduced = self.transformer.proj_in.weight.dtype == torch.bfloat16
         with attention_kernel(self.kernel):
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=cuda):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
                 losses = velocity_loss(self.transformer, example, draws)
             losses.total.backward()
         audio = losses.total.new_tensor(float("nan")) if losses.audio is None else losses.audio
