@@ -41,7 +41,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = None
     """None: the embedded broker (`app/broker.py`)."""
     model: str = Field(default="tiny", min_length=1)
-    """``tiny``, a folder in diffusers layout, or a hub id."""
+    """``tiny``, a folder in diffusers layout, a hub id, or the official single file."""
+    text_encoder: Path | None = None
+    """A folder with Gemma 3 and its tokenizer: the official file holds none."""
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
     # The gateway

@@ -1,4 +1,7 @@
-"""The trainer by hand: ``python -m trainer run JOB_DIR``, ``serve``, ``tiny DIR``."""
+"""The trainer by hand: ``python -m trainer run JOB_DIR``, ``serve``, ``tiny DIR``, ``convert A B``.
+
+On several GPUs: ``torchrun --standalone --nproc-per-node N -m trainer run JOB_DIR``.
+"""
 
 import argparse
 import os
@@ -18,6 +21,11 @@ def main() -> int:
     commands.add_parser("serve", help="run jobs as JSON lines on stdin ask for them")
     tiny = commands.add_parser("tiny", help="build the tiny model into a folder")
     tiny.add_argument("folder", type=Path)
+    convert = commands.add_parser(
+        "convert", help="the official single file to a folder in diffusers layout, or back"
+    )
+    convert.add_argument("source", type=Path)
+    convert.add_argument("target", type=Path)
     arguments = parser.parse_args()
 
     # torch is imported last: --help needs none, and signals should find their handlers in place.
@@ -25,10 +33,14 @@ def main() -> int:
         case "run":
             return _run(arguments.job_dir)
         case "serve":
-            die_with_parent(int(os.environ.get(PARENT_PID) or os.getppid()))
+            started_by_torchrun = "RANK" in os.environ
+            parent = None if started_by_torchrun else os.environ.get(PARENT_PID)
+            die_with_parent(int(parent or os.getppid()))
             from trainer.serve import serve
 
             return serve()
+        case "convert":
+            return _convert(arguments.source, arguments.target)
         case _:
             from trainer.tiny import build_tiny
 
@@ -36,11 +48,35 @@ def main() -> int:
             return 0
 
 
-def _run(job_dir: Path) -> int:
-    with ReleaseOnSigterm(job_dir):
-        from trainer.run import ModelCache, run_job
+def _convert(source: Path, target: Path) -> int:
+    from trainer.errors import ModelError
+    from trainer.single_file import to_folder, to_single_file
 
-        result = run_job(job_dir, ModelCache())
+    try:
+        if source.is_dir():
+            to_single_file(source, target)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            to_folder(source, target)
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(job_dir: Path) -> int:
+    from trainer.follow import follow_jobs
+    from trainer.parallel import NextJob, dismiss, join_group
+    from trainer.run import ModelCache, choose_device, run_job
+
+    group = join_group(choose_device("auto"))
+    if not group.leads:
+        return follow_jobs(group)
+    with ReleaseOnSigterm(job_dir):
+        group.tell(NextJob(job_dir))
+        result = run_job(job_dir, ModelCache(), group)
+    if result.status != "failed":
+        dismiss(group)
     print(f"{result.status} at step {result.step}", result.error or "", file=sys.stderr)
     match result.status:
         case "completed":

@@ -8,6 +8,8 @@ Its own log is in ``JOB_DIR/processes/``.
 from contextlib import suppress
 from pathlib import Path
 
+from torch import distributed
+
 from preprocessing.events import EventLog
 from trainer.cache import EncodedCache
 from trainer.checkpoint import find_checkpoint
@@ -15,9 +17,19 @@ from trainer.examples import Examples
 from trainer.footage import Dataset
 from trainer.job import JobDir
 from trainer.loop import Hooks, Stopped, Trainer, train
-from trainer.model import BaseModel
-from trainer.parallel import Group, Ready
-from trainer.run import ModelCache, choose_device, fingerprint_of, restore_base
+from trainer.parallel import Group, NextJob, Ready
+from trainer.run import ModelCache, fingerprint_of, open_model, restore_base
+
+
+def follow_jobs(group: Group) -> int:
+    """Train along with the leader's jobs until it has no more; returns the exit status."""
+    models = ModelCache()
+    while True:
+        job: NextJob = group.tell(None)
+        if job.job_dir is None:
+            distributed.destroy_process_group()
+            return 0
+        follow(job.job_dir, models, group)
 
 
 def follow(job_dir: Path, models: ModelCache, group: Group) -> None:
@@ -28,7 +40,7 @@ def follow(job_dir: Path, models: ModelCache, group: Group) -> None:
     directory = JobDir(job_dir)
     ready: Ready = group.tell(None)
     job = directory.load()
-    base = BaseModel.open(job.model, directory.root / job.cache, choose_device(job.device))
+    base = open_model(job, directory)
     dataset = Dataset(directory.root / job.dataset)
     with_audio = dataset.manifest.with_audio
     own = directory.root / "processes"

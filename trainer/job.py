@@ -54,7 +54,9 @@ class Job(BaseModel):
     validation_clips: Path | None = None
     """A folder of `preprocessing.manifest.ValidationManifest`, where previews need sources."""
     model: str
-    """``tiny``, a folder in diffusers layout, or a hub id."""
+    """``tiny``, a folder in diffusers layout, a hub id, or the official file."""
+    text_encoder: Path | None = None
+    """A folder with Gemma 3 and its tokenizer; of the official file, which has none."""
     cache: Path
     """Shared between jobs: encoded latents by content hash, the tiny model."""
     resume_from: Path | None = None

@@ -1,4 +1,5 @@
-"""The base model: a folder in diffusers layout, of which one component at a time is loaded.
+"""The base model: a folder in diffusers layout, of which one component at a time is loaded. The
+official single file is converted to one, once (`single_file.py`).
 
 `BaseModel.open` looks only at configs, so a wrong model is refused before a byte of weights is read
 (`ltx-training.md` 1.7, 2.6). Only LTX-2.3 fits: 2.0 and 2.5 have other modulation and other text
@@ -28,6 +29,7 @@ from trainer.capacity import TINY, model_id
 from trainer.errors import ModelError
 from trainer.offload import offload_blocks
 from trainer.quantised import Precision
+from trainer.single_file import converted_folder
 from trainer.text import TextEncoder
 from trainer.tiny import tiny_folder
 from trainer.transformer import drop_audio_branch
@@ -68,8 +70,17 @@ class BaseModel:
         _check_configs(id, folder)
 
     @classmethod
-    def open(cls, name: str, cache: Path, device: torch.device | str) -> "BaseModel":
-        """``name`` is ``tiny`` (built into ``cache`` on first use), a folder, or a hub id.
+    def open(
+        cls,
+        name: str,
+        cache: Path,
+        device: torch.device | str,
+        *,
+        text_encoder: Path | None = None,
+    ) -> "BaseModel":
+        """``name`` is ``tiny`` (built into ``cache`` on first use), a folder, a hub id, or the
+        official file (converted into ``cache`` on first use), to which ``text_encoder``, a folder
+        with Gemma 3 and its tokenizer, belongs.
 
         Raises `ModelError` when it is not there, lacks components, or is not LTX-2.3.
         """
@@ -81,6 +92,8 @@ class BaseModel:
         folder = Path(name).expanduser()
         if folder.is_dir():
             return cls(model_id(name), folder, device)
+        if folder.suffix == ".safetensors" and folder.is_file():
+            return cls(folder.name, converted_folder(folder, text_encoder, cache), device)
         return cls(name, _download(name), device)
 
     @property
@@ -177,8 +190,8 @@ def _download(name: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"The model {name!r} is neither a folder here nor could it be downloaded "
-            f"({type(error).__name__}). Give a folder in diffusers layout, {TINY!r}, or a hub id "
-            f"such as {EXAMPLE_MODEL}; a gated model needs a token."
+            f"({type(error).__name__}). Give a folder in diffusers layout, the official "
+            f".safetensors file, {TINY!r}, or a hub id such as {EXAMPLE_MODEL}; a gated model needs a token."
         ) from error
 
 
@@ -188,7 +201,7 @@ def _check_configs(id: str, folder: Path) -> None:
     if index is None:
         raise ModelError(
             f"{id} has no model_index.json, so it is not in diffusers layout. Use a converted "
-            f"folder such as {EXAMPLE_MODEL}; single-file checkpoints are not read."
+            f"folder such as {EXAMPLE_MODEL}, or name the official .safetensors file itself."
         )
     transformer = _config(folder / "transformer" / "config.json") or {}
     connectors = _config(folder / "connectors" / "config.json") or {}

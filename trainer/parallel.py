@@ -24,6 +24,14 @@ TIMEOUT: Final = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
+class NextJob:
+    """What the leading process tells the others between two jobs."""
+
+    job_dir: Path | None
+    """None: there are no more."""
+
+
+@dataclass(frozen=True)
 class Ready:
     """What the leading process tells the others when everything is encoded."""
 
@@ -85,6 +93,14 @@ def join_group(device: torch.device) -> Group:
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=TIMEOUT)
     return Group(distributed.get_rank(), size)
+
+
+def dismiss(group: Group) -> None:
+    """Tell the others that there are no more jobs. Not after a job that failed: they may be waiting
+    for something else, and `torchrun` ends them."""
+    if group.size > 1:
+        group.tell(NextJob(None))
+        distributed.destroy_process_group()
 
 
 _host: list[distributed.ProcessGroup] = []

@@ -156,7 +156,7 @@ class _Run:
     def train(self) -> None:
         job = self.directory.load()
         spec, validation = job.spec, job.spec.validation
-        base = BaseModel.open(job.model, self._path(job.cache), choose_device(job.device))
+        base = open_model(job, self.directory)
         with self.events.stage("read_dataset"):
             dataset = Dataset(self._path(job.dataset))
             with_audio = dataset.manifest.with_audio
@@ -453,6 +453,15 @@ def fingerprint_of(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> str
     """What a checkpoint belongs to. A resume with any of it changed is refused."""
     parts = (spec.model_dump_json(), dataset.hash, base.fingerprint)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def open_model(job: Job, directory: JobDir) -> BaseModel:
+    return BaseModel.open(
+        job.model,
+        directory.root / job.cache,
+        choose_device(job.device),
+        text_encoder=job.text_encoder,
+    )
 
 
 def choose_device(name: str) -> torch.device:

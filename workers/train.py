@@ -96,6 +96,7 @@ def make_job(
             dataset=dataset,
             validation_clips=validation if "validation" in prepared else None,
             model=runtime.settings.model,
+            text_encoder=runtime.settings.text_encoder,
             cache=runtime.cache,
             resume_from=resume_from,
             checkpoint_every=runtime.settings.checkpoint_every,
