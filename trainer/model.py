@@ -191,7 +191,8 @@ def _download(name: str) -> Path:
         raise ModelError(
             f"The model {name!r} is neither a folder here nor could it be downloaded "
             f"({type(error).__name__}). Give a folder in diffusers layout, the official "
-            f".safetensors file, {TINY!r}, or a hub id such as {EXAMPLE_MODEL}; a gated model needs a token."
+            f".safetensors file, {TINY!r}, or a hub id such as {EXAMPLE_MODEL}; a gated model "
+            "needs a token."
         ) from error
 
 

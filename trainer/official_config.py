@@ -68,7 +68,7 @@ def version_of(metadata: Mapping[str, str], section: Config, names: set[str]) ->
 
 
 def transformer_config(section: Config, shapes: Shapes) -> Config:
-    config = {key: section[key] for key in _SAME if key in section}
+    config: Config = {key: section[key] for key in _SAME if key in section}
     config |= {ours: section[key] for key, ours in _RENAMED.items() if key in section}
     if "positional_embedding_max_pos" in section:
         frames, height, width = section["positional_embedding_max_pos"]
@@ -92,7 +92,7 @@ def transformer_config(section: Config, shapes: Shapes) -> Config:
 
 def transformer_section(config: Config, connectors: Config) -> Config:
     """What `transformer_config` and `connectors_config` read."""
-    section = {key: config[key] for key in _SAME}
+    section: Config = {key: config[key] for key in _SAME}
     section |= {key: config[ours] for key, ours in _RENAMED.items()}
     return section | {
         "positional_embedding_max_pos": [

@@ -106,7 +106,7 @@ def write_shards(folder: Path, name: str, tensors: Mapping[str, Stored], *, max_
     if len(shards) == 1:
         write_file(folder / f"{name}.safetensors", shards[0], metadata)
         return
-    places = {}
+    places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"{name}-{number:05d}-of-{len(shards):05d}.safetensors"
         write_file(folder / file, shard, metadata)
