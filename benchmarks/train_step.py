@@ -253,7 +253,7 @@ def run(arguments: argparse.Namespace) -> Iterator[str]:
         if case.kind not in arguments.kinds:
             continue
         started = time.monotonic()
-        if started + longest > deadline:
+        if started + longest >= deadline:
             left_out.append(str(case))
             continue
         try:
@@ -316,7 +316,7 @@ def versions() -> str:
     return ", ".join([f"Python {platform.python_version()}", *found, f"CUDA {torch.version.cuda}"])
 
 
-def main(given: list[str]) -> int:
+def parse(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="ltx-2.3-random")
     parser.add_argument("--presets", nargs="+", metavar="PRESET", choices=list(PRESETS))
@@ -331,6 +331,11 @@ def main(given: list[str]) -> int:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(given)
     arguments.given = given
+    return arguments
+
+
+def main(given: list[str]) -> int:
+    arguments = parse(given)
     lines = []
     for line in run(arguments):
         print(line, flush=True)

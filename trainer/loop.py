@@ -7,6 +7,7 @@ step waits for the host.
 
 import json
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ from trainer.timesteps import sample_index, step_generator
 
 FLUSH_EVERY = 10
 """Steps between two readings of the losses; each makes the host wait for the device once."""
+
+
+ADAM_BYTES = 8
+"""Two moments in fp32 for each parameter."""
 
 
 class Stopped(Exception):
@@ -127,6 +132,7 @@ class Trainer:
         except Exception as error:
             if execution_of(self.transformer).compiled is None:
                 raise
+            traceback.print_exc()  # for the operator
             compile_blocks(self.transformer, None)
             say(f"The blocks can't be compiled here ({type(error).__name__}); they run as written")
             self.try_step(example)
@@ -192,7 +198,8 @@ class Trainer:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
                 losses = velocity_loss(self.transformer, example, draws)
             losses.total.backward()
-        audio = losses.total.new_tensor(float("nan")) if losses.audio is None else losses.audio
+        # Filled on the device: a number that is sent there makes the host wait.
+        audio = losses.total.new_full((), float("nan")) if losses.audio is None else losses.audio
         return torch.stack([losses.total, losses.video, audio]).detach()
 
     def _choose_kernel(self, example: Example, say: Callable[[str], None]) -> None:
@@ -222,10 +229,13 @@ class Trainer:
             self.try_step(example)
             return torch.cuda.max_memory_reserved(self.device)
 
+        budget = free_bytes(self.device)
+        if not self.optimizer.state:  # AdamW's moments come with the first update
+            budget -= ADAM_BYTES * sum(parameter.numel() for parameter in self.parameters)
         plan = fewer_recomputed(
             self.plan,
             peak_bytes,
-            free_bytes(self.device),
+            budget,
             num_blocks=len(self.transformer.transformer_blocks),
         )
         self._adopt(plan)

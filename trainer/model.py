@@ -50,6 +50,11 @@ _COMPONENTS = (
 _LTX_2_3 = {"gated_attn": True, "cross_attn_mod": True, "rope_type": "split"}
 """What an LTX-2.3 transformer's config says, besides `use_prompt_embeddings` false."""
 
+_ENCODING_BYTES = 4 * 10**9
+"""Left free beside the text encoder for its work on one prompt."""
+_MEMORY_FOR_WHOLE_CLIPS = 60 * 10**9
+"""Of a device; smaller ones encode and decode clips in tiles."""
+
 _FINGERPRINT_BYTES = 65536
 """Of each end of a weight file. Whole files are 44 GB; two trainings never agree in both ends."""
 
@@ -129,7 +134,7 @@ class BaseModel:
 
     def text_encoder(self) -> TextEncoder:
         gemma = Gemma3ForConditionalGeneration.from_pretrained(
-            self.folder / "text_encoder", dtype=self.dtype, device_map={"": self.device}
+            self.folder / "text_encoder", dtype=self.dtype, **self._where_gemma_goes()
         )
         return TextEncoder(
             AutoTokenizer.from_pretrained(self.folder / "tokenizer"),
@@ -138,7 +143,10 @@ class BaseModel:
         )
 
     def video_vae(self) -> AutoencoderKLLTX2Video:
-        return self._load(AutoencoderKLLTX2Video, "vae", self.dtype)
+        vae = self._load(AutoencoderKLLTX2Video, "vae", self.dtype)
+        if self.device.type == "cuda" and self._total_memory() < _MEMORY_FOR_WHOLE_CLIPS:
+            vae.enable_tiling()
+        return vae
 
     def audio_vae(self) -> AutoencoderKLLTX2Audio:
         return self._load(AutoencoderKLLTX2Audio, "audio_vae", torch.float32)
@@ -167,6 +175,19 @@ class BaseModel:
         load_into(transformer, folder, self.device, self.dtype, place=place)
         offload_blocks(transformer, num_offloaded, self.device)
         return _frozen(transformer)
+
+    def _where_gemma_goes(self) -> dict[str, Any]:
+        """All of it to the device; where it does not fit, its layers come in turn from the host."""
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            room = free - self.weight_bytes("connectors") - _ENCODING_BYTES
+            if room < self.weight_bytes("text_encoder"):
+                index = self.device.index or 0
+                return {"device_map": "auto", "max_memory": {index: max(0, room), "cpu": 10**12}}
+        return {"device_map": {"": self.device}}
+
+    def _total_memory(self) -> int:
+        return int(torch.cuda.get_device_properties(self.device).total_memory)
 
     def _load(self, kind: Any, component: str, dtype: torch.dtype) -> Any:
         module = kind.from_pretrained(self.folder / component, torch_dtype=dtype)

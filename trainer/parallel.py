@@ -90,6 +90,8 @@ def join_group(device: torch.device) -> Group:
     if size == 1:
         return ALONE
     if not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=TIMEOUT)
     return Group(distributed.get_rank(), size)
