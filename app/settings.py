@@ -103,9 +103,9 @@ class Settings(BaseSettings):
     """``auto``: the fastest, measured before each training."""
     gpus_per_job: int = Field(default=1, ge=1)
     """More than one: that many GPUs train one LoRA, each step with one sample per GPU."""
-    preview_share: float | None = Field(default=0.2, ge=0)
+    preview_share: float = Field(default=0.2, ge=0)
     """Of the time of all training steps, what validation previews may take besides; two minutes and
-    the last ones are always granted. None: no limit."""
+    the last ones are always granted. 1 is as long as the training itself."""
 
     # Storage: S3 when a bucket is named, else a folder in ``data_dir``
     s3_bucket: str | None = None

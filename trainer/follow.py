@@ -22,23 +22,27 @@ from trainer.run import ModelCache, fingerprint_of, open_model, restore_base
 
 
 def follow_jobs(group: Group) -> int:
-    """Train along with the leader's jobs until it has no more; returns the exit status."""
-    models = ModelCache()
-    while True:
-        job: NextJob = group.tell(None)
-        if job.job_dir is None:
-            distributed.destroy_process_group()
-            return 0
-        follow(job.job_dir, models, group)
+    """Train along with the leader's jobs until it has no more; returns the exit status.
 
-
-def follow(job_dir: Path, models: ModelCache, group: Group) -> None:
-    """Train along with the leader of ``group`` until the job's end, whatever that is.
-
-    An error here is raised: the process then ends, and `torchrun` ends the others.
+    A job that ends before it is ready is followed by the next one. An error here is raised: the
+    process then ends, and `torchrun` ends the others.
     """
-    directory = JobDir(job_dir)
-    ready: Ready = group.tell(None)
+    models = ModelCache()
+    job_dir: Path | None = None
+    while True:
+        message: NextJob | Ready = group.tell(None)
+        match message:
+            case NextJob(None):
+                distributed.destroy_process_group()
+                return 0
+            case NextJob(job_dir):
+                pass
+            case Ready() as ready:
+                assert job_dir is not None
+                _follow(JobDir(job_dir), ready, models, group)
+
+
+def _follow(directory: JobDir, ready: Ready, models: ModelCache, group: Group) -> None:
     job = directory.load()
     base = open_model(job, directory)
     dataset = Dataset(directory.root / job.dataset)

@@ -415,8 +415,9 @@ def _metadata(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> LoraMeta
 def _fresh(
     base: BaseModel, transformer: LTX2VideoTransformer3DModel, *, with_audio: bool
 ) -> Callable[[], LTX2VideoTransformer3DModel]:
-    """A base model for the check: read again on the CPU; on a GPU, where two need not fit, the
-    trained one without its adapter."""
+    """A base model for the check, as precise as the trained one: read again on the CPU; on a GPU,
+    where two need not fit, the trained one without its adapter."""
+    precision = quantised_to(transformer)
 
     def without_adapter() -> LTX2VideoTransformer3DModel:
         remove_adapter(transformer)
@@ -424,7 +425,7 @@ def _fresh(
 
     if base.device.type == "cuda":
         return without_adapter
-    return lambda: base.transformer(with_audio=with_audio)
+    return lambda: base.transformer(with_audio=with_audio, precision=precision)
 
 
 def _failure(error: Exception, step: int) -> Result:

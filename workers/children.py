@@ -122,8 +122,9 @@ class TrainerProcess:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._answers.put(line)
+        with self.process.stdout as answers:
+            for line in answers:
+                self._answers.put(line)
 
     @property
     def alive(self) -> bool:
@@ -147,3 +148,6 @@ class TrainerProcess:
 
     def kill(self) -> None:
         kill_group(self.process)
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()

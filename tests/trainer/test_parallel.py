@@ -1,8 +1,6 @@
 """Two processes that train one adapter: the update of a batch of both samples."""
 
-import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import torch
@@ -18,6 +16,7 @@ from trainer.loop import Trainer, learning_rate
 from trainer.model import BaseModel
 from trainer.parallel import ALONE, Group
 from trainer.timesteps import sample_index, step_generator
+from workers.children import TrainerProcess
 
 STEPS, PROCESSES = 3, 2
 
@@ -39,16 +38,19 @@ def test_two_processes_are_one_with_both_samples(
 ) -> None:
     spec = make_spec(num_steps=STEPS)
     directory = make_job(tmp_path / "job", sounding_dataset, cache, spec=spec, checkpoint_every=99)
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}"]
-    done = subprocess.run(
-        [sys.executable, *command, "-m", "trainer", "run", str(directory.root)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    trainers = TrainerProcess(tmp_path / "stderr", num_gpus=PROCESSES)
+    try:
+        trainers.submit(directory.root)
+        deadline = time.monotonic() + 250
+        while not trainers.answered():
+            assert trainers.alive, trainers.stderr_tail()
+            assert time.monotonic() < deadline, trainers.stderr_tail()
+            time.sleep(0.1)
+        assert trainers.process.stdin is not None
+        trainers.process.stdin.close()  # no more jobs: all of them leave
+        assert trainers.process.wait(60) == 0
+    finally:
+        trainers.kill()
     result = directory.result()
     assert result is not None
     assert result.status == "completed"
