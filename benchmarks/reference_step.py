@@ -2,7 +2,9 @@
 
 diffusers' forward and blocks as they are: a dummy audio token where there is no sound, a timestep
 and its modulation for every token, the text's mask as additive zeros, every block recomputed,
-nothing compiled, and the loss read at every step. The numbers are the same.
+nothing compiled, and the loss read at every step. On video alone the numbers are the same; with
+sound diffusers takes one scale and shift between the branches from the other sigma
+(`ltx-training.md` 1.7), which costs as much.
 """
 
 import torch
@@ -24,7 +26,7 @@ class ReferenceTrainer:
         self.transformer = transformer
         self.device = transformer.proj_in.weight.device
         self.parameters = add_adapter(transformer, rank, with_audio)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=2e-4, foreach=False)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=2e-4)
         transformer.enable_gradient_checkpointing()
 
     def update(self, example: Example, draws: Draws) -> float:
@@ -32,7 +34,7 @@ class ReferenceTrainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=cuda):
             loss = self._loss(example, draws)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=False)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()

@@ -217,6 +217,14 @@ def test_memory_of_the_real_model(database: Database) -> None:
     assert (more.full_speed_bytes or 0) > memory.full_speed_bytes
 
 
+def test_the_device_that_was_measured_comes_first(database: Database) -> None:
+    trained(database, device_memory_bytes=150_000_000_000)
+    first, *others = of(database).memory.fits
+    assert (first.device, first.free_bytes) == (H200, 144_000_000_000)
+    assert "full precision" in (first.plan or "")
+    assert others[0].device == "24 GB card"
+
+
 def test_a_measured_peak_is_of_the_same_size_and_rank(database: Database) -> None:
     trained(database)
     assert of(database).memory.measured_peak_bytes == TRAINED["peak_memory_bytes"]

