@@ -268,10 +268,9 @@ class _Run:
                 torch.cuda.synchronize(base.device)
             startup_s = round(time.time() - (job.claimed_at or self._started), 3)
             since = "claim" if job.claimed_at else "start"
-            model = "was there from the job before" if was_loaded else "was loaded"
-            self.events.log(
-                f"First step done {startup_s:.1f} s after the {since}; the base {model}"
-            )
+            model = "was there from before" if was_loaded else "was loaded"
+            said = f"First step done {startup_s:.1f} s after the {since}; the model {model}"
+            self.events.log(said)
 
         hooks = Hooks(
             told=lambda: self.group.tell((self.directory.told(),))[0],
