@@ -30,6 +30,7 @@ from app.requests.listing import listing_router
 from app.requests.outbox import Send
 from app.requests.polls import StatusPolls, StatusReader
 from app.requests.service import RequestService
+from app.requests.sources import SourceCheck
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.storage.endpoints import router_for
@@ -71,6 +72,7 @@ def create_app(
         settings.public_url,
         publisher.notify,
         WebhookCheck.of(settings),
+        SourceCheck.of(settings, storage),
         settings.dedupe_window_s,
         settings.retention_s,
     )

@@ -9,6 +9,7 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
+from app.guard import guarded, max_connections, raise_file_limit
 from app.settings import Settings
 
 GRACE_S: Final = 10
@@ -49,7 +50,8 @@ def configured(
             log_level=logging.WARNING,
             log_config=None,
             server_header=False,
-            h11_max_incomplete_event_size=64 * 1024,
+            http=guarded(max_connections(raise_file_limit())),
+            ws="none",
             timeout_graceful_shutdown=GRACE_S,
         )
     )

@@ -11,9 +11,11 @@ from pydantic import Field, FilePath, SecretStr, field_validator, model_validato
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.db.engine import driver_url
+from trainer.generation import SafetyClassifier
 
 WEEK_S: Final = 7 * 24 * 3600
 """S3 presigns no longer than this."""
+UNSAFE_LABELS: Final[tuple[str, ...]] = SafetyClassifier.model_fields["unsafe_labels"].default
 HEARTBEATS_PER_LEASE: Final = 3
 """A lease must survive two lost renewals."""
 
@@ -87,6 +89,13 @@ class Settings(BaseSettings):
     """Sampling steps of a validation preview. Fewer are quicker and rougher."""
     checkpoint_every: int = Field(default=250, ge=1)
     """Steps; as many are lost at most when a machine goes away."""
+    safety_classifier: Path | None = None
+    """Of generated videos: a folder, on the GPU worker, with an image classifier for transformers'
+    ``AutoModelForImageClassification``. None: ``enable_safety_checker`` checks nothing."""
+    safety_labels: Annotated[tuple[str, ...], NoDecode] = UNSAFE_LABELS
+    """The classifier's labels that must not be shown. Separated by commas, or a JSON list."""
+    safety_threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Probability of these labels together from which a frame is refused."""
     max_archive_bytes: int = Field(default=20 * 1024**3, ge=1)
     """Of a training archive: 50 clips of 4K camera footage fit."""
 
@@ -144,6 +153,7 @@ class Settings(BaseSettings):
         "api_keys",
         "cors_origins",
         "run_hosts",
+        "safety_labels",
         "fetch_allow_private_hosts",
         "fetch_extra_ports",
         "webhook_allow_private_hosts",
@@ -157,6 +167,12 @@ class Settings(BaseSettings):
         if value.lstrip().startswith("["):
             return json.loads(value)
         return [key.strip() for key in value.split(",") if key.strip()]
+
+    @field_validator("safety_classifier", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        # As compose files pass on what is not set; a path that is empty would be this folder.
+        return value or None
 
     @field_validator("api_keys")
     @classmethod

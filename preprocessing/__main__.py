@@ -2,11 +2,13 @@
 
     python -m preprocessing ARCHIVE --spec spec.json --out DIR [--show strip.png]
     python -m preprocessing validation --spec clips.json --out DIR
+    python -m preprocessing source CLIP [--mask FILE] --spec spec.json --out DIR
+    python -m preprocessing probe VIDEO --out DIR
     python -m preprocessing show DIR --out strip.png
     python -m preprocessing debug DIR --out FILE.zip
 
-``spec.json`` is a `preprocessing.rules.DatasetRule`, ``clips.json`` a
-`preprocessing.validation.ValidationJob`. The exit code is 0 when all is ready, 2 when the dataset
+``spec.json`` is a `preprocessing.rules.DatasetRule`, for a source a `SourceRule`; ``clips.json`` is
+a `preprocessing.validation.ValidationJob`. The exit code is 0 when all is ready, 2 when the dataset
 or a clip was refused (``DIR/report.json`` or ``DIR/problem.json`` says why), 1 when the fault is
 not the dataset's.
 """
@@ -22,10 +24,12 @@ from preprocessing.cli import EXIT_OK, EXIT_REFUSED, Parser, PrintedEvents
 from preprocessing.debug_archive import write_debug_archive
 from preprocessing.errors import DatasetError
 from preprocessing.events import EVENTS_FILE, EventLog
+from preprocessing.facts import find_facts
 from preprocessing.lifetime import die_with_parent
 from preprocessing.pool import available_cores
 from preprocessing.prepare import prepare
-from preprocessing.rules import DatasetRule
+from preprocessing.prepare_source import MASK_FIELD, VIDEO_FIELD, prepare_source
+from preprocessing.rules import DatasetRule, SourceRule
 from preprocessing.show import Keep, Rectangle, Window, write_strip
 from preprocessing.validation import ValidationJob, prepare_validation
 
@@ -37,6 +41,10 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["validation", *rest]:
             return _validation(rest)
+        case ["source", *rest]:
+            return _source(rest)
+        case ["probe", *rest]:
+            return _probe(rest)
         case ["show", *rest]:
             return _show(rest)
         case ["debug", *rest]:
@@ -90,6 +98,43 @@ def _validation(arguments: list[str]) -> int:
         except DatasetError as error:
             print(f"refused: {error.message}", file=sys.stderr)
             return EXIT_REFUSED
+    return EXIT_OK
+
+
+def _source(arguments: list[str]) -> int:
+    parser = Parser(prog="python -m preprocessing source")
+    parser.add_argument("clip", type=Path, help="the video that a generation starts from")
+    parser.add_argument("--mask", type=Path, help="an image or a video: white is regenerated")
+    parser.add_argument("--spec", type=Path, required=True, help="SourceRule as JSON")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the prepared clip")
+    parser.add_argument("--name", default=VIDEO_FIELD, help="what messages call the clip")
+    parser.add_argument("--mask-name", default=MASK_FIELD, help="what messages call the mask")
+    parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    given = parser.parse_args(arguments)
+    rule = _read(given.spec, SourceRule, parser)
+    names = given.name, given.mask_name
+    with _events(given.out, quiet=given.quiet) as events:
+        try:
+            prepare_source(given.clip, given.mask, rule, given.out, events, names=names)
+        except DatasetError as error:
+            print(f"refused: {error.message}", file=sys.stderr)
+            return EXIT_REFUSED
+    return EXIT_OK
+
+
+def _probe(arguments: list[str]) -> int:
+    parser = Parser(prog="python -m preprocessing probe")
+    parser.add_argument("video", type=Path, help="the clip to look at")
+    parser.add_argument("--out", type=Path, required=True, help="folder for facts.json")
+    parser.add_argument("--field", default="video_url", help="the field that a refusal blames")
+    given = parser.parse_args(arguments)
+    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        facts = find_facts(given.video, given.field, given.out)
+    except DatasetError as error:
+        print(f"refused: {error.message}", file=sys.stderr)
+        return EXIT_REFUSED
+    print(facts.model_dump_json(indent=2))
     return EXIT_OK
 
 

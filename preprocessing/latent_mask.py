@@ -47,18 +47,20 @@ def kept_cells(keep: Pixels) -> Cells:
 class LatentMask:
     """Takes the frames of a mask one by one, in any order; never holds more than the cells."""
 
-    def __init__(self, num_frames: int, height: int, width: int) -> None:
-        """``num_frames`` is 8k + 1, the sides are multiples of 32, all in pixels."""
+    def __init__(self, num_frames: int, height: int, width: int, *, pad: bool = False) -> None:
+        """``num_frames`` is 8k + 1, the sides are multiples of 32, all in pixels; with ``pad``, any
+        size, and the mask's edge goes on to the next multiple."""
         if num_frames % LATENT_STRIDE_FRAMES != 1:
             raise ValueError(f"a mask must have 8k + 1 frames, not {num_frames}")
         cell = LATENT_STRIDE_PIXELS
-        shape = latent_frame_of(num_frames - 1) + 1, height // cell, width // cell
+        self._pad = [(0, -side % cell if pad else 0) for side in (height, width)]
+        shape = latent_frame_of(num_frames - 1) + 1, -(-height // cell), -(-width // cell)
         self.kept: Cells = np.ones(shape, dtype=np.bool_)
         """[f, h, w]; final once every frame was put."""
 
     def put(self, keep: Pixels, frames: Iterable[int]) -> None:
         """Say that pixel frames ``frames`` have the mask ``keep`` [H, W]."""
-        cells = kept_cells(keep)
+        cells = kept_cells(np.pad(keep, self._pad, mode="edge"))
         for frame in frames:
             self.kept[latent_frame_of(frame)] &= cells
 

@@ -6,25 +6,20 @@ DIR/samples/0001.frames.npy      uint8 [F, H, W, 3], RGB, C order, to be memory-
 DIR/samples/0001.audio.npy       float32 [2, S] in [-1, 1], where audio is trained
 DIR/samples/0001.keep_mask.npy   bool [f, h, w], latent cells that are given, where clips have masks
 DIR/validation.json              of `prepare_validation`, with DIR/clips/0.frames.npy and so on
+DIR/source.json                  of `prepare_source`, with DIR/source.frames.npy and so on
 """
 
-from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, ConfigDict
+
+from preprocessing.rules import FrameRate as FrameRate
 
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
 VALIDATION_FILE = "validation.json"
-
-
-def _to_fraction(value: object) -> Fraction:
-    return value if isinstance(value, Fraction) else Fraction(str(value))
-
-
-FrameRate = Annotated[Fraction, BeforeValidator(_to_fraction), PlainSerializer(str)]
-"""Frames per second, exact; "30000/1001" in JSON."""
+SOURCE_FILE = "source.json"
 
 
 class _Data(BaseModel):
@@ -97,3 +92,44 @@ class ValidationManifest(_Data):
 
     def save(self, folder: Path) -> None:
         (folder / VALIDATION_FILE).write_text(self.model_dump_json(indent=2), encoding="utf-8")
+
+
+class Placement(_Data):
+    """Where the source's frames lie in the canvas, in pixels. Left and top are multiples of 32;
+    right and bottom too, or they are the canvas's own."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class SourceManifest(_Data):
+    """The clip that a generation starts from, as `preprocessing.rules.SourceRule` asked for it.
+
+    The canvas is the part of the model's grid that is shown: the grid goes on to the next multiple
+    of 32 to the right and below.
+    """
+
+    version: Literal[1] = 1
+    frames: str
+    """uint8 [num_frames, placement.height, placement.width, 3]."""
+    audio: Audio | None = None
+    """As long as the frames; None where it was not asked for, or the clip has none."""
+    keep_mask: str | None = None
+    """bool [f, h, w] of ``num_frames`` held on to 8k + 1, on the grid; where there is a mask."""
+    width: int
+    height: int
+    placement: Placement
+    num_frames: int
+    """Any number: as many as were asked for and are there."""
+    frame_rate: FrameRate
+    notes: tuple[str, ...] = ()
+    """What was done to the clip that its user might not expect, in sentences."""
+
+    @classmethod
+    def load(cls, folder: Path) -> "SourceManifest":
+        return cls.model_validate_json((folder / SOURCE_FILE).read_bytes())
+
+    def save(self, folder: Path) -> None:
+        (folder / SOURCE_FILE).write_text(self.model_dump_json(indent=2), encoding="utf-8")

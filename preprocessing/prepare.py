@@ -38,7 +38,7 @@ def prepare(
     (out / SAMPLES_FOLDER).mkdir()
     ledger = Ledger(rule)
     try:
-        with Pool(processes) as pool:
+        with Pool(processes, out, [archive] if archive.is_dir() else []) as pool:
             run = Run(rule, out / WORK_FOLDER, events, pool, ledger)
             unpacked = unpack(archive, run)
             if unpacked.kind == "image":

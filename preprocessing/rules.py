@@ -1,9 +1,17 @@
 """What a training asks of its dataset: plain data, importable by the gateway (no torch, no av)."""
 
 from enum import StrEnum
-from typing import Final, Literal
+from fractions import Fraction
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 VIDEO_EXTENSIONS: Final = (".mp4", ".mov", ".avi", ".mkv")
 """The page's list for clips (fal, `/t2v`, Dataset Format)."""
@@ -18,6 +26,14 @@ LATENT_STRIDE_FRAMES: Final = 8
 """Pixel frames per latent frame after the first (causal video VAE)."""
 LATENT_STRIDE_PIXELS: Final = 32
 """Pixels per latent cell, both ways."""
+
+
+def _to_fraction(value: object) -> Fraction:
+    return value if isinstance(value, Fraction) else Fraction(str(value))
+
+
+FrameRate = Annotated[Fraction, BeforeValidator(_to_fraction), PlainSerializer(str)]
+"""Frames per second, exact; "30000/1001" in JSON."""
 
 
 class AudioPolicy(StrEnum):
@@ -101,3 +117,28 @@ class ValidationRule(BaseModel):
     with_audio: bool = False
     """Every clip must have sound, and it is prepared along."""
     audio_normalize: bool = True
+
+
+class SourceRule(BaseModel):
+    """What a generation asks of the clip that it starts from.
+
+    The clip plays at ``frame_rate`` at its true speed. Its first ``num_frames`` are taken, or its
+    last ones (``window``); fewer where it has fewer, but at least ``min_frames``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    width: int = Field(ge=LATENT_STRIDE_PIXELS, multiple_of=2)
+    """Pixels of the canvas: of the result, on the grid or not."""
+    height: int = Field(ge=LATENT_STRIDE_PIXELS, multiple_of=2)
+    num_frames: int = Field(ge=1)
+    frame_rate: FrameRate
+    min_frames: int = Field(default=1, ge=1)
+    window: Literal["first", "last"] = "first"
+    source_scale: float | None = Field(default=None, gt=0, le=1)
+    """Of the largest size at which the clip fits into the canvas; it is placed in the middle, on
+    the latent grid. None: the clip covers the canvas and its middle is taken."""
+    masks: bool = False
+    """A mask comes with the clip: white is to be regenerated."""
+    with_audio: bool = False
+    """Take the clip's sound along, where it has some."""

@@ -74,7 +74,7 @@ def prepare_validation(
     _clear(out)
     (out / CLIPS_FOLDER).mkdir(parents=True)
     try:
-        with Pool(processes) as pool, events.stage("validation"):
+        with Pool(processes, out, _files_of(clips)) as pool, events.stage("validation"):
             manifest = _Preparation(clips, rule, out, pool).run()
     except DatasetError as error:
         _clear(out)
@@ -86,6 +86,10 @@ def prepare_validation(
         raise
     manifest.save(out)
     return manifest
+
+
+def _files_of(clips: Sequence[ValidationSource]) -> list[Path]:
+    return [path for one in clips for path in (one.video, one.mask) if path is not None]
 
 
 def _clear(out: Path) -> None:

@@ -6,6 +6,7 @@ bf16 loses most updates at a learning rate of 2e-4. Keys are the module's name a
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
@@ -63,6 +64,30 @@ def add_adapter(
     for parameter in parameters:
         parameter.requires_grad_(True)
     return parameters
+
+
+def add_frozen_adapter(
+    transformer: LTX2VideoTransformer3DModel, pairs: Mapping[str, tuple[Tensor, Tensor]]
+) -> None:
+    """Put finished adapters in, unmerged and not to be trained.
+
+    ``pairs`` is A [rank, in] and B [out, rank] for each linear by name; ranks may differ, and all
+    scales are in them. Does nothing where there are none.
+    """
+    if adapter_state(transformer):
+        raise RuntimeError("the transformer already carries an adapter")
+    if not pairs:
+        return
+    # Rank 1 and alpha 1: no scale of PEFT's, and its own weights, thrown away here, are small.
+    config = LoraConfig(
+        r=1, lora_alpha=1, target_modules=list(pairs), init_lora_weights=False, inference_mode=True
+    )
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, transformer, adapter_name=ADAPTER)
+    for name, layer in _layers(transformer):
+        device = transformer.proj_in.weight.device  # wherever the block's own weights are
+        for linear, weight in zip((layer.lora_A, layer.lora_B), pairs[name], strict=True):
+            linear[ADAPTER].weight = nn.Parameter(weight.to(device), requires_grad=False)
 
 
 def adapter_state(transformer: LTX2VideoTransformer3DModel) -> dict[str, Tensor]:

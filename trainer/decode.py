@@ -1,5 +1,6 @@
 """From sampled tokens to pictures and sound."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -20,6 +21,7 @@ from trainer.latents import (
 from trainer.model import BaseModel
 from trainer.mp4 import fit_audio, num_audio_samples
 from trainer.sampler import SampledLatents
+from trainer.tiling import MAX_PIXELS, decode_pieces
 
 
 @dataclass(frozen=True)
@@ -53,27 +55,40 @@ class Decoder:
             return cls(model.video_vae())
         return cls(model.video_vae(), model.audio_vae(), model.vocoder())
 
-    @torch.inference_mode()
     def decode(self, latents: SampledLatents, geometry: VideoGeometry) -> Clip:
         """One sample (B = 1) as it plays. Sound is decoded where it was sampled."""
-        frames = decode_video(self.video_vae, latents.video, geometry)
-        audio = None
-        if latents.audio is not None:
-            if self.audio_vae is None or self.vocoder is None:
-                raise ValueError("the sample has sound, but the decoder was opened without audio")
-            sound = decode_audio(self.audio_vae, self.vocoder, latents.audio)
-            num_samples = num_audio_samples(geometry.num_frames, geometry.frame_rate)
-            # The last latent covers a few milliseconds less or more than the last frame.
-            audio = fit_audio(sound[0].cpu().numpy(), num_samples)
-        return Clip(frames[0].cpu().numpy(), geometry.frame_rate, audio)
+        frames = np.concatenate(list(self.frames(latents.video, geometry)))
+        return Clip(frames, geometry.frame_rate, self.sound(latents.audio, geometry))
 
+    def frames(
+        self, tokens: Tensor, geometry: VideoGeometry, *, max_pixels: int = MAX_PIXELS
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Normalised tokens [1, N, 128] -> uint8 [n, H, W, 3], piece by piece in the order of time,
+        rounded to the nearest level. A clip of at most ``max_pixels`` comes as one piece."""
+        vae = self.video_vae
+        with torch.inference_mode():  # on every `next`, not only on the first
+            latents = unnormalise_video(unpack_video(tokens, geometry), vae).to(vae.dtype)
+        pieces = decode_pieces(vae, latents, max_pixels=max_pixels)
+        while True:
+            with torch.inference_mode():
+                pixels = next(pieces, None)
+                if pixels is None:
+                    return
+                levels = ((pixels[0].float().clamp(-1.0, 1.0) + 1.0) * 127.5).round()
+                frames = levels.to(torch.uint8).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+            yield frames
 
-def decode_video(vae: AutoencoderKLLTX2Video, tokens: Tensor, geometry: VideoGeometry) -> Tensor:
-    """Normalised tokens [B, N, 128] -> uint8 [B, F, H, W, 3], rounded to the nearest level."""
-    latents = unnormalise_video(unpack_video(tokens, geometry), vae)
-    pixels = vae.decode(latents.to(vae.dtype), None, return_dict=False)[0]  # [B, 3, F, H, W]
-    levels = ((pixels.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 4, 1).contiguous()
+    @torch.inference_mode()
+    def sound(self, tokens: Tensor | None, geometry: VideoGeometry) -> NDArray[np.float32] | None:
+        """Normalised tokens [1, T, C] -> float32 [2, S] at 48 kHz, as long as the frames."""
+        if tokens is None:
+            return None
+        if self.audio_vae is None or self.vocoder is None:
+            raise ValueError("the sample has sound, but the decoder was opened without audio")
+        sound = decode_audio(self.audio_vae, self.vocoder, tokens)
+        # The last latent covers a few milliseconds less or more than the last frame.
+        num_samples = num_audio_samples(geometry.num_frames, geometry.frame_rate)
+        return fit_audio(sound[0].cpu().numpy(), num_samples)
 
 
 def decode_audio(

@@ -24,6 +24,8 @@ from trainer.latents import (
     pack_video,
 )
 from trainer.model import BaseModel
+from trainer.text import TextEncoder
+from trainer.tiling import MAX_PIXELS, WARM_UP, Frames, encode_pieces
 
 
 def encode_all(
@@ -34,13 +36,15 @@ def encode_all(
     events: EventLog,
     *,
     between: Callable[[], None],
+    text_encoder: Callable[[], TextEncoder] | None = None,
 ) -> None:
     """Fill ``cache`` with all ``clips`` and ``prompts``, those of the previews included.
 
     One encoder is loaded at a time, only where something is missing, and freed before the next.
-    ``between`` runs between two items and may raise to stop.
+    ``between`` runs between two items and may raise to stop. ``text_encoder`` gives one that is
+    kept elsewhere.
     """
-    _encode_prompts(prompts, base, cache, events, between)
+    _encode_prompts(prompts, text_encoder or base.text_encoder, cache, events, between)
     _free_memory(base.device)
     unique = {cache.latents_path(clip): clip for clip in clips}
     missing = {path: clip for path, clip in unique.items() if not is_whole(path)}
@@ -68,11 +72,22 @@ def encode_all(
 
 
 @torch.no_grad()
-def encode_video(frames: np.ndarray, vae: AutoencoderKLLTX2Video) -> Tensor:
-    """uint8 [F, H, W, 3] -> normalised tokens [1, N, 128], fp32 on the CPU: the VAE's mean."""
-    pixels = scaled_pixels(torch.from_numpy(np.array(frames)).to(vae.device), vae.dtype)
-    latents = vae.encode(pixels).latent_dist.mode().float()
-    return pack_video(normalise_video(latents, vae)).cpu()
+def encode_video(
+    frames: Frames,
+    vae: AutoencoderKLLTX2Video,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    warm_up: int = WARM_UP,
+) -> Tensor:
+    """uint8 [F, H, W, 3] -> normalised tokens [1, N, 128], fp32 on the CPU: the VAE's mean.
+
+    More than ``max_pixels`` pass the VAE in pieces (`trainer/tiling.py`).
+    """
+    latents = []
+    for part, num_dropped in encode_pieces(frames, max_pixels=max_pixels, warm_up=warm_up):
+        pixels = scaled_pixels(torch.from_numpy(np.array(frames[part])).to(vae.device), vae.dtype)
+        latents.append(vae.encode(pixels).latent_dist.mode()[:, :, num_dropped:].float())
+    return pack_video(normalise_video(torch.cat(latents, dim=2), vae)).cpu()
 
 
 def scaled_pixels(frames: Tensor, dtype: torch.dtype) -> Tensor:
@@ -104,7 +119,7 @@ def encode_audio(
 
 def _encode_prompts(
     prompts: Iterable[str],
-    base: BaseModel,
+    text_encoder: Callable[[], TextEncoder],
     cache: EncodedCache,
     events: EventLog,
     between: Callable[[], None],
@@ -113,7 +128,7 @@ def _encode_prompts(
     missing = [prompt for prompt in unique if not is_whole(cache.context_path(prompt))]
     if not missing:
         return
-    encoder = base.text_encoder()
+    encoder = text_encoder()
     with events.stage("encode_text"):
         for done, prompt in enumerate(missing, start=1):
             between()

@@ -1,4 +1,4 @@
-"""What can go wrong in a training, other than a bug.
+"""What can go wrong in a training or a generation, other than a bug.
 
 TrainingError
 ├── ModelError          the base model can't be used: wrong version, files missing
@@ -7,6 +7,8 @@ TrainingError
 ├── DivergedError       loss or weights became NaN or Inf
 ├── CheckpointError     no checkpoint can be read (a damaged one falls back to the one before)
 ├── LoraFileError       a LoRA file can't be used: damaged, foreign, for another model
+├── SampleError         a sample became NaN or Inf
+├── SafetyError         the video must not be returned
 └── ArtifactError       the finished LoRA failed its check
 """
 
@@ -53,6 +55,19 @@ class CheckpointError(TrainingError):
 class LoraFileError(TrainingError):
     error_type = "lora_file_invalid"
     users_fault = True
+    field = "loras"
+
+
+class SampleError(TrainingError):
+    error_type = "sampling_failed"
+    users_fault = True
+    field = "loras"
+
+
+class SafetyError(TrainingError):
+    error_type = "content_policy_violation"
+    users_fault = True
+    field = "prompt"
 
 
 class ArtifactError(TrainingError):

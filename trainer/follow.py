@@ -15,10 +15,11 @@ from trainer.cache import EncodedCache
 from trainer.checkpoint import find_checkpoint
 from trainer.examples import Examples
 from trainer.footage import Dataset
-from trainer.job import JobDir
+from trainer.job import Job, JobDir
 from trainer.loop import Hooks, Stopped, Trainer, train
+from trainer.model_cache import ModelCache, open_model, restore_base
 from trainer.parallel import Group, NextJob, Ready
-from trainer.run import ModelCache, fingerprint_of, open_model, restore_base
+from trainer.run import fingerprint_of
 
 
 def follow_jobs(group: Group) -> int:
@@ -44,6 +45,7 @@ def follow_jobs(group: Group) -> int:
 
 def _follow(directory: JobDir, ready: Ready, models: ModelCache, group: Group) -> None:
     job = directory.load()
+    assert isinstance(job, Job)  # a generation has no followers: it never says that it is ready
     base = open_model(job, directory)
     dataset = Dataset(directory.root / job.dataset)
     with_audio = dataset.manifest.with_audio

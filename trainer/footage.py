@@ -15,6 +15,7 @@ from torch import Tensor
 
 from preprocessing.manifest import Audio, Manifest, Sample, ValidationClip
 from trainer.latents import VideoGeometry
+from trainer.tiling import Frames
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Footage:
         settings = (str(entry.frame_rate), audio.sample_rate if audio else None)
         digest = hashlib.sha256(repr(settings).encode())
         for path in [entry.frames, *([audio.path] if audio else [])]:
-            digest.update(_file_hash(folder / path))
+            digest.update(file_hash(folder / path))
         return cls(
             folder=folder,
             name=name,
@@ -52,9 +53,10 @@ class Footage:
             hash=digest.hexdigest(),
         )
 
-    def pixels(self) -> NDArray[np.uint8]:
+    def pixels(self) -> Frames:
         """[F, H, W, 3], mapped into memory."""
-        return np.load(self.folder / self.frames, mmap_mode="r")
+        frames: NDArray[np.uint8] = np.load(self.folder / self.frames, mmap_mode="r")
+        return frames
 
     def waveform(self) -> Tensor:
         """[2, S] in [-1, 1]."""
@@ -68,7 +70,7 @@ class Footage:
         return torch.from_numpy(np.load(self.folder / self.keep_mask))
 
     def mask_hash(self) -> bytes:
-        return b"" if self.keep_mask is None else _file_hash(self.folder / self.keep_mask)
+        return b"" if self.keep_mask is None else file_hash(self.folder / self.keep_mask)
 
 
 class Dataset:
@@ -91,6 +93,6 @@ class Dataset:
         return [sample.caption for sample in self.manifest.samples]
 
 
-def _file_hash(path: Path) -> bytes:
+def file_hash(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

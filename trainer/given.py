@@ -28,15 +28,15 @@ _FIELD: Final = "validation"
 
 
 @dataclass(frozen=True)
-class PreviewSource:
-    """One preview's clip, what of it is given, and where that lies in the preview."""
+class GivenSource:
+    """A clip, what of it is given, and where that lies in a sample (here: in the preview)."""
 
     clip: Footage
     geometry: VideoGeometry
-    """The preview's."""
+    """The sample's."""
     masks: KeepMasks
     windows: tuple[Window, ...]
-    """What moves from the clip into the preview; empty where the clip covers it."""
+    """What moves from the clip into the sample; empty where the clip covers it."""
 
     def given(self, latents: SampleLatents) -> tuple[Given, Given | None]:
         """The clip's ``latents`` in their places: video [1, N, 128], and audio [1, T, C] where
@@ -62,7 +62,7 @@ class PreviewSource:
 
 
 def preview_prompts(
-    prompts: Sequence[str], sources: Sequence[PreviewSource], cache: EncodedCache
+    prompts: Sequence[str], sources: Sequence[GivenSource], cache: EncodedCache
 ) -> list[PreviewPrompt]:
     """``prompts`` ready to be sampled, each with its source; without sources, from text alone."""
     if not sources:
@@ -78,9 +78,7 @@ def preview_prompts(
     ]
 
 
-def open_sources(
-    folder: Path | None, spec: TrainingSpec, *, with_audio: bool
-) -> list[PreviewSource]:
+def open_sources(folder: Path | None, spec: TrainingSpec, *, with_audio: bool) -> list[GivenSource]:
     """The sources of ``spec``'s previews, in the prompts' order; none where nothing is given (t2v).
 
     ``folder`` is one of `preprocessing.manifest.ValidationManifest`. Everything is checked here,
@@ -116,7 +114,7 @@ def _source(
     validation: ValidationSpec,
     *,
     with_audio: bool,
-) -> PreviewSource:
+) -> GivenSource:
     found = clip.geometry
     if (found.width, found.height) != (validation.width, validation.height):
         raise ConditionError(
@@ -154,4 +152,4 @@ def _source(
             "clip with an audio track, or train without audio.",
             field=_FIELD,
         )
-    return PreviewSource(clip, geometry, masks, windows if covered_by_windows else ())
+    return GivenSource(clip, geometry, masks, windows if covered_by_windows else ())

@@ -99,6 +99,12 @@ def num_passes(spec: ValidationSpec, *, with_audio: bool) -> int:
     return 1 + passes.uncond + passes.perturbed + passes.isolated
 
 
+def plain_guidance(scale: float, *, with_audio: bool) -> tuple[Guidance, Guidance | None]:
+    """Classifier-free guidance alone, the same for video and audio: 1 is none."""
+    guidance = Guidance(cfg=scale)
+    return guidance, guidance if with_audio else None
+
+
 def preview_guidance(spec: ValidationSpec, *, with_audio: bool) -> tuple[Guidance, Guidance | None]:
     """The scales of a preview, for video and for audio (None without an audio branch).
 

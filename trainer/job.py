@@ -1,10 +1,11 @@
-"""The job directory: everything a training shares with whoever started it.
+"""The job directory: everything a training or a generation shares with whoever started it.
 
-    JOB_DIR/job.json          in: `Job`
+    JOB_DIR/job.json          in: `Job` or `GenerateJob`
     JOB_DIR/control           in, any time: one word of `Control`, written to the side and renamed
     JOB_DIR/events.jsonl      out: progress (`preprocessing/events.py`)
     JOB_DIR/checkpoints/      out: `step-000250/` (`trainer/checkpoint.py`), the last two are kept
     JOB_DIR/outputs/          out: lora.safetensors, config.json, metrics.jsonl, reel.mp4, previews/
+                              of a generation: video.mp4, generation.json
     JOB_DIR/result.json       out, last: `Result`
 
 No torch here: the worker reads and writes these types without loading it.
@@ -13,11 +14,12 @@ No torch here: the worker reads and writes these types without loading it.
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, TypeAdapter
 
 from preprocessing.events import EVENTS_FILE
+from trainer.generation import GenerationResult, GenerationSpec, SafetyClassifier
 from trainer.plan import MachineSettings
 from trainer.spec import TrainingSpec
 
@@ -28,6 +30,8 @@ LORA_FILE = "lora.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 REEL_FILE = "reel.mp4"
+VIDEO_FILE = "video.mp4"
+GENERATION_FILE = "generation.json"
 CHECKPOINT_MANIFEST = "manifest.json"
 """The last file of a checkpoint directory: with it, the directory is whole."""
 
@@ -47,6 +51,7 @@ class Job(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
+    kind: Literal["train"] = "train"
     id: str
     spec: TrainingSpec
     dataset: Path
@@ -74,6 +79,38 @@ class Job(BaseModel):
     """When a worker took the job, in unix seconds; for the log."""
 
 
+class GenerateJob(BaseModel):
+    """``job.json`` of a generation. Paths are absolute or relative to the job directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    kind: Literal["generate"] = "generate"
+    id: str
+    spec: GenerationSpec
+    source: Path | None = None
+    """A folder of `preprocessing.manifest.SourceManifest`, where ``source_rule(spec)`` asks."""
+    safety: SafetyClassifier | None = None
+    """None: there is no classifier, and what should be checked is not; the log says so."""
+    model: str
+    """As in `Job`; ``text_encoder``, ``cache`` and ``device`` too."""
+    text_encoder: Path | None = None
+    cache: Path
+    device: str = "auto"
+
+
+def _kind(job: object) -> str:
+    """Jobs written before there were two kinds have none."""
+    kind = job.get("kind", "train") if isinstance(job, dict) else getattr(job, "kind", "train")
+    return str(kind)
+
+
+AnyJob = Annotated[
+    Annotated[Job, Tag("train")] | Annotated[GenerateJob, Tag("generate")], Discriminator(_kind)
+]
+_ANY_JOB: TypeAdapter[Job | GenerateJob] = TypeAdapter(AnyJob)
+
+
 class Result(BaseModel):
     """``result.json``: how the job ended. Written once, to the side and renamed."""
 
@@ -81,7 +118,8 @@ class Result(BaseModel):
 
     status: Literal["completed", "cancelled", "released", "failed"]
     step: int
-    """Steps whose update is in the newest checkpoint or in the LoRA."""
+    """Steps whose update is in the newest checkpoint or in the LoRA; of a generation, all steps
+    when there is a video, else 0."""
     error_type: str | None = None
     error: str | None = None
     """For the user: what failed and what to change. No paths, no traceback (that is on stderr)."""
@@ -104,14 +142,20 @@ class JobDir:
         self.config = self.outputs / CONFIG_FILE
         self.metrics = self.outputs / METRICS_FILE
         self.reel = self.outputs / REEL_FILE
+        self.video = self.outputs / VIDEO_FILE
+        self.generation = self.outputs / GENERATION_FILE
 
-    def create(self, job: Job) -> None:
+    def create(self, job: Job | GenerateJob) -> None:
         self.previews.mkdir(parents=True, exist_ok=True)
         self.checkpoints.mkdir(exist_ok=True)
         write_atomically(self.root / JOB_FILE, job.model_dump_json(indent=2))
 
-    def load(self) -> Job:
-        return Job.model_validate_json((self.root / JOB_FILE).read_bytes())
+    def load(self) -> Job | GenerateJob:
+        return _ANY_JOB.validate_json((self.root / JOB_FILE).read_bytes())
+
+    def generation_result(self) -> GenerationResult:
+        """What a completed generation says of its video."""
+        return GenerationResult.model_validate_json(self.generation.read_bytes())
 
     def tell(self, control: Control) -> None:
         write_atomically(self.root / CONTROL_FILE, control.value)

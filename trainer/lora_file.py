@@ -15,25 +15,17 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from trainer.errors import LoraFileError
+from trainer.safetensors_header import MAX_FILE_BYTES, read_header
 
 BASE_MODEL: Final = "diffusers/LTX-2.3-Diffusers"
 """Hub id of the model these LoRAs are for."""
 
 PREFIX: Final = "diffusion_model."
 """diffusers drops every key without it; ComfyUI and ltx-pipelines strip it."""
-
-MAX_FILE_BYTES: Final = 3 * 1024**3
-"""Bytes. The largest LoRA of this trainer (rank 128, all attentions, bf16) has 1.71 GB; fal's
-inference endpoint accepts 3 GB."""
-
-MAX_HEADER_BYTES: Final = 16 * 1024**2
-"""Bytes. 2304 tensors need 0.4 MB; a larger header is an attack on the JSON parser."""
-
-FLOAT_DTYPES: Final = ("BF16", "F16", "F32")
 
 _KEY: Final = re.compile(
     re.escape(PREFIX) + r"(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<side>[AB])\.weight"
@@ -138,37 +130,28 @@ def save_lora(path: Path, adapter: Mapping[str, Tensor], metadata: LoraMetadata)
 
 
 def load_lora(path: Path, *, max_bytes: int = MAX_FILE_BYTES) -> LoraFile:
-    """Read a LoRA file, on the CPU and in the file's dtype, trusting nothing about it.
+    """Read a LoRA file of ours, on the CPU and in the file's dtype, trusting nothing about it.
 
-    Its header is checked before a tensor is read. Raises `LoraFileError` when the file is not a
+    For files of other forms there is `lora_check.read_lora`. The header is checked before a tensor
+    is read. Raises `LoraFileError` when the file is not a
     whole safetensors file, is larger than ``max_bytes``, or holds anything but pairs of finite
     A [r, in] and B [out, r] under the prefix.
     """
-    _check_container(path, max_bytes)
+    header = read_header(path, max_bytes=max_bytes)
+    for entry in header.tensors:
+        _check_name(entry.name)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            names = list(file.keys())
-            metadata = dict(file.metadata() or {})
-            shapes: dict[str, tuple[int, ...]] = {}
-            for name in names:
-                _check_name(name)
-                entry = file.get_slice(name)
-                if entry.get_dtype() not in FLOAT_DTYPES:
-                    raise LoraFileError(
-                        f"{name} is {entry.get_dtype()}; a LoRA has {', '.join(FLOAT_DTYPES)}"
-                    )
-                shapes[name.removeprefix(PREFIX)] = tuple(entry.get_shape())
-            try:
-                _check_pairs(shapes)
-            except ValueError as error:
-                raise LoraFileError(f"the file is not a LoRA: {error}") from error
-            state = {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise LoraFileError(f"not a whole safetensors file ({error}); upload it again") from error
+        _check_pairs({entry.name.removeprefix(PREFIX): entry.shape for entry in header.tensors})
+    except ValueError as error:
+        raise LoraFileError(f"the file is not a LoRA: {error}") from error
+    with safe_open(path, framework="pt", device="cpu") as file:
+        state = {
+            entry.name.removeprefix(PREFIX): file.get_tensor(entry.name) for entry in header.tensors
+        }
     for key, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise LoraFileError(f"{PREFIX}{key} holds NaN or Inf; the training diverged")
-    return LoraFile(state, metadata)
+    return LoraFile(state, header.metadata)
 
 
 def check_fits(lora: LoraFile, transformer: nn.Module) -> None:
@@ -209,24 +192,6 @@ def _write_safetensors(
     file.write(encoded)
     for tensor in state.values():
         file.write(tensor.view(torch.uint8).numpy().tobytes())
-
-
-def _check_container(path: Path, max_bytes: int) -> None:
-    """What can be said from the size and the first bytes alone."""
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise LoraFileError(f"the LoRA has {size} bytes; at most {max_bytes} are accepted")
-    with path.open("rb") as file:
-        start = file.read(8)
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        raise LoraFileError("a pickle, not a safetensors file; pickles can run code: convert it")
-    header_bytes = int.from_bytes(start, "little")
-    if len(start) < 8 or header_bytes > size - 8:
-        raise LoraFileError("not a whole safetensors file; upload it again")
-    if header_bytes > MAX_HEADER_BYTES:
-        raise LoraFileError(
-            f"the file's header has {header_bytes} bytes; at most {MAX_HEADER_BYTES} are accepted"
-        )
 
 
 def _check_name(name: str) -> None:

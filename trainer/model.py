@@ -52,8 +52,6 @@ _LTX_2_3 = {"gated_attn": True, "cross_attn_mod": True, "rope_type": "split"}
 
 _ENCODING_BYTES = 4 * 10**9
 """Left free beside the text encoder for its work on one prompt."""
-_MEMORY_FOR_WHOLE_CLIPS = 60 * 10**9
-"""Of a device; smaller ones encode and decode clips in tiles."""
 
 _FINGERPRINT_BYTES = 65536
 """Of each end of a weight file. Whole files are 44 GB; two trainings never agree in both ends."""
@@ -143,10 +141,7 @@ class BaseModel:
         )
 
     def video_vae(self) -> AutoencoderKLLTX2Video:
-        vae = self._load(AutoencoderKLLTX2Video, "vae", self.dtype)
-        if self.device.type == "cuda" and self._total_memory() < _MEMORY_FOR_WHOLE_CLIPS:
-            vae.enable_tiling()
-        return vae
+        return self._load(AutoencoderKLLTX2Video, "vae", self.dtype)
 
     def audio_vae(self) -> AutoencoderKLLTX2Audio:
         return self._load(AutoencoderKLLTX2Audio, "audio_vae", torch.float32)
@@ -185,9 +180,6 @@ class BaseModel:
                 index = self.device.index or 0
                 return {"device_map": "auto", "max_memory": {index: max(0, room), "cpu": 10**12}}
         return {"device_map": {"": self.device}}
-
-    def _total_memory(self) -> int:
-        return int(torch.cuda.get_device_properties(self.device).total_memory)
 
     def _load(self, kind: Any, component: str, dtype: torch.dtype) -> Any:
         module = kind.from_pretrained(self.folder / component, torch_dtype=dtype)

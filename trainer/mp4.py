@@ -12,6 +12,8 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from numpy.typing import NDArray
 
+from trainer.generation import Encoding
+
 SAMPLE_RATE: Final = 48_000
 """Hz; what LTX-2.3's vocoder makes."""
 
@@ -23,6 +25,32 @@ AAC_FRAME_SAMPLES: Final = 1024
 
 MAX_VIDEO_BIT_RATE: Final = 12_000_000
 """Bits per second. An untrained model makes noise, which a constant quality would spend on."""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How x264 is to compress."""
+
+    crf: int
+    """Constant quality; lower is better, 18 is visually lossless."""
+    preset: str = "veryfast"
+    """x264's; three times as fast as its default, and at a constant quality the price is size."""
+    max_bit_rate: int | None = MAX_VIDEO_BIT_RATE
+    """Bits per second."""
+
+
+CRF: Final = {"low": 28, "medium": 23, "high": 18, "maximum": 12}
+"""x264's constant quality."""
+MAX_BIT_RATE: Final = {
+    "low": 8_000_000,
+    "medium": 16_000_000,
+    "high": 40_000_000,
+    "maximum": None,
+}
+"""Bits per second. Reached by noise only; a file should not be as large as its frames."""
+PRESET: Final = {"fast": "superfast", "balanced": "medium", "small": "slower"}
+"""x264's. At one quality, superfast takes a third of medium's time and half as many bytes again,
+slower takes three times as long and saves up to a tenth."""
 
 
 EXACT: Final = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -46,8 +74,7 @@ def num_audio_samples(num_frames: int, frame_rate: Fraction) -> int:
 class Mp4Writer:
     """Writes one file, through a name of its own until it is whole; a context manager.
 
-    When the block is left by an exception, no file appears at ``path``. ``crf`` is x264's constant
-    quality (lower is better; 18 is visually lossless).
+    When the block is left by an exception, no file appears at ``path``.
     """
 
     def __init__(
@@ -58,7 +85,7 @@ class Mp4Writer:
         height: int,
         frame_rate: Fraction,
         with_audio: bool,
-        crf: int,
+        compression: Compression,
         metadata: Mapping[str, str] | None = None,
         chapters: Sequence[Chapter] = (),
     ) -> None:
@@ -86,13 +113,7 @@ class Mp4Writer:
         self._video = self._container.add_stream(
             "libx264",
             rate=frame_rate,
-            options={
-                "crf": str(crf),
-                # Three times as fast as x264's default; at a constant quality the price is size.
-                "preset": "veryfast",
-                "maxrate": str(MAX_VIDEO_BIT_RATE),
-                "bufsize": str(2 * MAX_VIDEO_BIT_RATE),
-            },
+            options=_x264_options(compression),
         )
         self._video.width, self._video.height = width, height
         self._video.pix_fmt = "yuv420p"
@@ -175,13 +196,30 @@ def write_clip(
         height=height,
         frame_rate=frame_rate,
         with_audio=audio is not None,
-        crf=crf,
+        compression=Compression(crf),
         metadata=metadata,
     ) as writer:
         for frame in frames:
             writer.write_frame(frame)
         if audio is not None:
             writer.write_audio(fit_audio(audio, num_audio_samples(num_frames, frame_rate)))
+
+
+def _x264_options(compression: Compression) -> dict[str, str]:
+    options = {"crf": str(compression.crf), "preset": compression.preset}
+    if compression.max_bit_rate is not None:
+        options["maxrate"] = str(compression.max_bit_rate)
+        options["bufsize"] = str(2 * compression.max_bit_rate)
+    return options
+
+
+def compression_of(encoding: Encoding) -> Compression:
+    """x264's settings for fal's words."""
+    return Compression(
+        crf=CRF[encoding.quality],
+        preset=PRESET[encoding.write_mode],
+        max_bit_rate=MAX_BIT_RATE[encoding.quality],
+    )
 
 
 def to_rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:

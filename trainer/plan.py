@@ -77,27 +77,30 @@ class Plan:
 def bytes_needed(plan: Plan, work: Workload) -> int:
     """Device memory of an LTX-2.3 training under ``plan``; an estimate (`ltx-training.md` 5.3)."""
     audio = work.with_audio
-    saved = 0
-    if plan.precision != "full":
-        inner = NUM_BLOCKS - 2 * capacity.FULL_PRECISION_BLOCKS
-        saved = inner * capacity.QUANTISED_PARAMETERS_PER_BLOCK[audio]
-    block = capacity.BLOCK_BYTES[audio]
-    if plan.num_offloaded:
-        if plan.precision != "full":
-            block -= capacity.QUANTISED_PARAMETERS_PER_BLOCK[audio]
-        saved += plan.num_offloaded * block - 2 * capacity.BLOCK_BYTES[audio]
     adapter = capacity.ADAPTER_PARAMETERS_PER_RANK[audio] * work.rank
     per_block = capacity.activation_bytes_per_block(work.num_tokens, with_audio=audio)
     boundary = work.num_tokens * capacity.WIDTH * capacity.BYTES_PER_BOUNDARY
     kept = NUM_BLOCKS - plan.num_recomputed
     return (
-        capacity.WEIGHT_BYTES[audio]
-        - saved
+        weight_bytes(plan, with_audio=audio)
         + adapter * capacity.BYTES_PER_ADAPTER_PARAMETER
         + kept * per_block
         + (plan.num_recomputed * boundary + per_block if plan.num_recomputed else 0)
         + capacity.RESERVED_BYTES
     )
+
+
+def weight_bytes(plan: Plan, *, with_audio: bool) -> int:
+    """Of LTX-2.3's transformer, what is on the device: two places for offloaded blocks included."""
+    block = capacity.BLOCK_BYTES[with_audio]
+    saved = 0
+    if plan.precision != "full":
+        inner = NUM_BLOCKS - 2 * capacity.FULL_PRECISION_BLOCKS
+        saved = inner * capacity.QUANTISED_PARAMETERS_PER_BLOCK[with_audio]
+        block -= capacity.QUANTISED_PARAMETERS_PER_BLOCK[with_audio]
+    if plan.num_offloaded:
+        saved += plan.num_offloaded * block - 2 * capacity.BLOCK_BYTES[with_audio]
+    return capacity.WEIGHT_BYTES[with_audio] - saved
 
 
 def choose(

@@ -14,7 +14,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Final
 
-import torch
 from diffusers import LTX2VideoTransformer3DModel
 
 from preprocessing.events import EventLog
@@ -23,7 +22,7 @@ from trainer.guidance import preview_guidance
 from trainer.latents import VideoGeometry
 from trainer.mp4 import write_clip
 from trainer.reel import Preview
-from trainer.sampler import Given, SampledLatents, build_request, sample
+from trainer.sampler import Given, build_request, is_finite, sample
 from trainer.spec import ValidationSpec
 from trainer.text import PromptContext
 
@@ -101,7 +100,7 @@ def make_previews(
         latents = sample(transformer, request, on_step=report, should_stop=should_stop)
         if latents is None:
             break
-        if not _is_finite(latents):
+        if not is_finite(latents):
             events.log(
                 f"Preview of prompt {index} after step {step} left out: NaN or Inf while sampling",
                 level="WARN",
@@ -131,8 +130,3 @@ def find_previews(folder: Path, prompts: Sequence[str]) -> list[Preview]:
             index = int(match["index"])
             found.append(Preview(int(match["step"]), index, prompts[index], path))
     return found
-
-
-def _is_finite(latents: SampledLatents) -> bool:
-    streams = (latents.video, latents.audio)
-    return all(bool(torch.isfinite(tokens).all()) for tokens in streams if tokens is not None)

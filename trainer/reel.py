@@ -18,7 +18,15 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.mp4 import SAMPLE_RATE, Chapter, Mp4Writer, fit_audio, num_audio_samples, to_rgb
+from trainer.mp4 import (
+    SAMPLE_RATE,
+    Chapter,
+    Compression,
+    Mp4Writer,
+    fit_audio,
+    num_audio_samples,
+    to_rgb,
+)
 from trainer.overlay import Caption, draw_strips, printable
 
 MIN_SEGMENT_S: Final = 2.0
@@ -90,7 +98,7 @@ def make_reel(previews: Sequence[Preview], path: Path, *, num_steps: int) -> Non
         height=height * zoom + strips[0].shape[0],
         frame_rate=frame_rate,
         with_audio=any(segment.with_audio for segment in segments),
-        crf=REEL_CRF,
+        compression=Compression(REEL_CRF),
         metadata={"title": "Validation reel"},
         chapters=_chapters(segments),
     ) as writer:

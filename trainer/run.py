@@ -1,10 +1,11 @@
-"""One job, from its directory to its result: the story of a training, top to bottom."""
+"""One job, from its directory to its result: the story of a training, top to bottom.
+
+That of a generation is in `trainer/generate.py`.
+"""
 
 import errno
-import gc
 import hashlib
 import json
-import os
 import shutil
 import time
 import traceback
@@ -29,16 +30,18 @@ from trainer.decode import Decoder
 from trainer.encode import encode_all
 from trainer.errors import CapacityError, TrainingError
 from trainer.examples import Examples, clip_masks
-from trainer.execution import checkpoint_blocks, compile_blocks
 from trainer.footage import Dataset
+from trainer.generate import Generation
 from trainer.given import open_sources, preview_prompts
 from trainer.guidance import num_passes
-from trainer.job import Control, Job, JobDir, Result, write_atomically
+from trainer.job import Control, GenerateJob, Job, JobDir, Result, write_atomically
 from trainer.loop import Hooks, Stopped, Trainer, train
 from trainer.lora_file import LoraMetadata, save_lora
 from trainer.model import BaseModel
+from trainer.model_cache import ModelCache as ModelCache
+from trainer.model_cache import collect, open_model, restore_base
 from trainer.parallel import ALONE, Group, Ready
-from trainer.plan import Plan, Workload
+from trainer.plan import Workload
 from trainer.policy import first_plan
 from trainer.preview import find_previews, make_previews, preview_steps, validation_geometry
 from trainer.quantised import quantised_to
@@ -52,66 +55,15 @@ _STATUS: dict[Control, Literal["cancelled", "released"]] = {
     Control.CANCEL: "cancelled",
     Control.RELEASE: "released",
 }
-_ENCODER_HEADROOM_BYTES = 8 * 10**9
-"""Activations of an encoder at work, beside its weights."""
 
 
-class ModelCache:
-    """Keeps the last job's frozen transformer for the next one of the same kind."""
-
-    def __init__(self) -> None:
-        self._key: tuple[str, str, str, bool] | None = None
-        self._transformer: LTX2VideoTransformer3DModel | None = None
-
-    def transformer(
-        self, base: BaseModel, *, with_audio: bool, plan: Plan | None = None
-    ) -> LTX2VideoTransformer3DModel:
-        """Loaded at most once in a row; never carries an adapter when it is handed out. Its base is
-        as precise as ``plan`` says; None: in full."""
-        plan = plan or Plan()
-        if not self.has(base, with_audio=with_audio, plan=plan):
-            self.clear()
-            self._transformer = base.transformer(
-                with_audio=with_audio, precision=plan.precision, num_offloaded=plan.num_offloaded
-            )
-            self._key = _model_key(base, with_audio=with_audio)
-        assert self._transformer is not None
-        restore_base(self._transformer)
-        return self._transformer
-
-    def has(self, base: BaseModel, *, with_audio: bool, plan: Plan) -> bool:
-        """Whether `transformer` would load nothing."""
-        return (
-            self._transformer is not None
-            and self._key == _model_key(base, with_audio=with_audio)
-            and quantised_to(self._transformer) == plan.precision
-        )
-
-    def make_room(self, base: BaseModel) -> None:
-        """Before encoding: let go of the transformer where the encoders would not fit beside it."""
-        if self._transformer is None or base.device.type != "cuda":
-            return
-        needed = base.weight_bytes("text_encoder", "connectors") + _ENCODER_HEADROOM_BYTES
-        if torch.cuda.mem_get_info(base.device)[0] < needed:
-            self.clear()
-
-    def clear(self) -> None:
-        self._transformer = self._key = None
-        _collect()
-
-
-def _model_key(base: BaseModel, *, with_audio: bool) -> tuple[str, str, str, bool]:
-    return (base.id, base.fingerprint, str(base.device), with_audio)
-
-
-def restore_base(transformer: LTX2VideoTransformer3DModel) -> None:
-    """As loaded: no adapter, nothing recomputed or compiled."""
-    remove_adapter(transformer)
-    checkpoint_blocks(transformer, 0)
-    compile_blocks(transformer, None)
-
-
-def run_job(job_dir: Path, models: ModelCache, group: Group = ALONE) -> Result:
+def run_job(
+    job_dir: Path,
+    models: ModelCache,
+    group: Group = ALONE,
+    *,
+    log: type[EventLog] = EventLog,
+) -> Result:
     """Run the job in ``job_dir`` to its end, whatever that is; always writes result.json.
 
     Nothing is raised: what went wrong is in the result, with a traceback on standard error.
@@ -121,18 +73,24 @@ def run_job(job_dir: Path, models: ModelCache, group: Group = ALONE) -> Result:
     directory = JobDir(job_dir)
     directory.previews.mkdir(parents=True, exist_ok=True)
     directory.checkpoints.mkdir(exist_ok=True)
-    with EventLog(directory.events) as events:
-        run = _Run(directory, models, events, group)
+    with log(directory.events) as events:
+        run: _Run | Generation | None = None
         try:
-            run.train()
+            job = directory.load()
+            if isinstance(job, GenerateJob):
+                run = Generation(job, directory, models, events)
+            else:
+                run = _Run(job, directory, models, events, group)
+            run.run()
             result = Result(status="completed", step=run.saved_step)
         except Stopped as stopped:
-            result = Result(status=_STATUS[stopped.control], step=run.saved_step)
+            result = Result(status=_STATUS[stopped.control], step=run.saved_step if run else 0)
         except Exception as error:
             traceback.print_exc()  # for the operator; the events are the user's to read
-            result = _failure(error, run.saved_step)
+            result = _failure(error, run.saved_step if run else 0)
         finally:
-            run.clean_up()
+            if run is not None:
+                run.clean_up()
         directory.finish(result)
     return result
 
@@ -141,8 +99,9 @@ class _Run:
     """One job on its way. ``saved_step`` is what a checkpoint (or the LoRA) has."""
 
     def __init__(
-        self, directory: JobDir, models: ModelCache, events: EventLog, group: Group
+        self, job: Job, directory: JobDir, models: ModelCache, events: EventLog, group: Group
     ) -> None:
+        self.job = job
         self.directory = directory
         self.models = models
         self.events = events
@@ -153,9 +112,8 @@ class _Run:
         self._held = ExitStack()
         self._num_previews = 0
 
-    def train(self) -> None:
-        job = self.directory.load()
-        spec, validation = job.spec, job.spec.validation
+    def run(self) -> None:
+        job, spec, validation = self.job, self.job.spec, self.job.spec.validation
         base = open_model(job, self.directory)
         with self.events.stage("read_dataset"):
             dataset = Dataset(self._path(job.dataset))
@@ -179,6 +137,7 @@ class _Run:
         all_clips = [*dataset.footage, *(source.clip for source in sources)]
         all_prompts = [*dataset.captions, *wanted]
         self._held.enter_context(cache.claim(all_clips, all_prompts))
+        self.models.drop_text_encoder()
         self.models.make_room(base)
         encode_all(all_clips, all_prompts, base, cache, self.events, between=self._stop_if_told)
 
@@ -260,7 +219,7 @@ class _Run:
                 )
                 self._num_previews += len(prompts)
                 budget.paid(time.monotonic() - began)
-            _collect()
+            collect()
 
         def first_step_done() -> None:
             nonlocal startup_s
@@ -319,7 +278,7 @@ class _Run:
         if self._transformer is not None:
             restore_base(self._transformer)
         self._transformer = None
-        _collect()
+        collect()
 
     def _find_checkpoint(self, job: Job, fingerprint: str) -> Checkpoint | None:
         """The one to resume from, its files put back; else the outputs are emptied."""
@@ -455,24 +414,6 @@ def fingerprint_of(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> str
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def open_model(job: Job, directory: JobDir) -> BaseModel:
-    return BaseModel.open(
-        job.model,
-        directory.root / job.cache,
-        choose_device(job.device),
-        text_encoder=job.text_encoder,
-    )
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one; of several, the one `torchrun` gave us."""
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device(name)
-
-
 def _total_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[1])
 
@@ -484,9 +425,3 @@ def _memory(read: Callable[[torch.device], int], device: torch.device) -> int | 
 def _device_name(device: torch.device) -> str:
     """As its maker calls it; ``cpu`` where there is none."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _collect() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -9,7 +9,7 @@ Shapes: B samples, N tokens of C channels (128; 32 for the tiny model's audio), 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -34,10 +34,17 @@ TERMINAL_SIGMA = 0.1
 @dataclass(frozen=True)
 class Given:
     """Tokens the model is shown instead of making them: ``clean`` [B, N, 128] where ``keep`` [N]
-    (bool) is true. They leave the sampler as they came, to the last bit."""
+    (bool) is true.
+
+    At strength 1 they leave the sampler as they came, to the last bit. Below, they begin with 1 -
+    strength of noise, are that much less noisy than the rest at every step, and are drawn towards
+    ``clean`` by strength: the conditioning mask of diffusers' `LTX2ConditionPipeline`, with a
+    token's x0 by its own timestep (2.4 b).
+    """
 
     keep: Tensor
     clean: Tensor
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,12 @@ class SampledLatents:
     audio: Tensor | None
 
 
+def is_finite(latents: SampledLatents) -> bool:
+    """Whether a sample came to numbers."""
+    streams = (latents.video, latents.audio)
+    return all(bool(torch.isfinite(tokens).all()) for tokens in streams if tokens is not None)
+
+
 def sigma_schedule(num_steps: int, num_tokens: int = SCHEDULE_TOKENS) -> Tensor:
     """Sigmas [num_steps + 1] in float32, falling from 1 to 0; the last but one is 0.1.
 
@@ -97,7 +110,7 @@ def build_request(
     transformer: LTX2VideoTransformer3DModel,
     geometry: VideoGeometry,
     positive: PromptContext,
-    negative: PromptContext,
+    negative: PromptContext | None,
     guidance: tuple[Guidance, Guidance | None],
     *,
     num_steps: int,
@@ -121,7 +134,7 @@ def build_request(
         noise=noise(geometry.num_tokens, transformer.config.in_channels),
         coords=video_coords(geometry, device=device),
         positive=positive.video[None].to(device),
-        negative=negative.video[None].to(device),
+        negative=None if negative is None else negative.video[None].to(device),
         guidance=video_guidance,
         given=given_video,
     )
@@ -132,7 +145,7 @@ def build_request(
             noise=noise(num_latents, transformer.config.audio_in_channels),
             coords=audio_coords(num_latents, device=device),
             positive=positive.audio[None].to(device),
-            negative=negative.audio[None].to(device),
+            negative=None if negative is None else negative.audio[None].to(device),
             guidance=audio_guidance,
             given=given_audio,
         )
@@ -190,9 +203,12 @@ class _State:
         self._keep: Tensor | None = None
         noise = stream.noise.float()
         if stream.given is not None:
-            self.given = Given(stream.given.keep.to(noise.device), stream.given.clean.to(noise))
+            given = stream.given
+            self.given = replace(
+                given, keep=given.keep.to(noise.device), clean=given.clean.to(noise)
+            )
             self._keep = self.given.keep.expand(noise.shape[0], -1)
-        self.tokens = self._restore_given(noise)
+        self.tokens = self._drawn_to_given(noise)
 
     def model_input(self, sigma: float, *, negative: bool) -> Modality:
         context = self.stream.negative if negative else self.stream.positive
@@ -203,25 +219,38 @@ class _State:
             context=context,
             coords=self.stream.coords,
             keep=self._keep,
+            keep_noise=self._keep_noise,
         )
+
+    @property
+    def _keep_noise(self) -> float:
+        return 0.0 if self.given is None else 1.0 - self.given.strength
 
     def x0(self, velocity: Tensor | None, sigma: float) -> Tensor:
         """x - v t with each token's own t, so a given token's x0 is itself."""
         assert velocity is not None
-        timesteps = token_timesteps(self._levels(sigma), self._keep)
+        timesteps = token_timesteps(self._levels(sigma), self._keep, self._keep_noise)
         return self.tokens - velocity.float() * timesteps.unsqueeze(-1)
 
     def step(self, x0: Tensor, sigma: float, next_sigma: float) -> None:
         """One Euler step towards ``x0``."""
+        x0 = self._drawn_to_given(x0)
         moved = self.tokens + (next_sigma - sigma) * (self.tokens - x0) / sigma
         self.tokens = self._restore_given(moved)
 
     def _levels(self, sigma: float) -> Tensor:
         return self.tokens.new_full(self.tokens.shape[:1], sigma)
 
+    def _drawn_to_given(self, tokens: Tensor) -> Tensor:
+        """The given tokens mixed in by their strength."""
+        if self.given is None or self.given.strength == 1.0:
+            return self._restore_given(tokens)
+        mixed = torch.lerp(tokens, self.given.clean, self.given.strength)
+        return torch.where(self.given.keep[:, None], mixed, tokens)
+
     def _restore_given(self, tokens: Tensor) -> Tensor:
         """A choice, not arithmetic: what is given stays exact whatever the model said there."""
-        if self.given is None:
+        if self.given is None or self.given.strength != 1.0:
             return tokens
         return torch.where(self.given.keep[:, None], self.given.clean, tokens)
 

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import TextIO
 
 from trainer.follow import follow_jobs
+from trainer.model_cache import device_of
 from trainer.parallel import Group, NextJob, dismiss, join_group
 from trainer.process import ReleaseOnSigterm
-from trainer.run import INTERNAL_ERROR, ModelCache, choose_device, run_job
+from trainer.run import INTERNAL_ERROR, ModelCache, run_job
 
 
 def serve() -> int:
     """Run jobs until the input ends; returns the exit status."""
-    group = join_group(choose_device("auto"))
+    group = join_group(device_of("auto"))
     if not group.leads:
         return follow_jobs(group)
     status = _lead(group)
@@ -47,7 +48,7 @@ def _lead(group: Group) -> int:
         replies.flush()
         if release.received:
             return 0
-        if result.status == "failed":
+        if result.status == "failed" and not result.users_fault:
             models.clear()
         if result.error_type == INTERNAL_ERROR or (result.status == "failed" and group.size > 1):
             return 1

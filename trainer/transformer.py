@@ -8,7 +8,7 @@ reference's numbers at a sensible price (`ltx-training.md` 1.7, 2.1, 5.4):
 - Text is given without a mask: after the connectors it is all ones, and an additive mask of zeros
   switches flash attention off.
 - Without audio no audio weight need exist (`drop_audio_branch` saves 11.7 GB of the real model).
-- A sample has two timesteps, its sigma and the 0 of given tokens; modulation is computed and kept
+- A sample has two timesteps, its sigma and that of given tokens; modulation is computed and kept
   for these two, not for every token (`blocks.py`).
 - How a block is run (compiled, recomputed, with its weights on the host) is for the machine to
   decide, block by block (`execution.py`).
@@ -47,16 +47,19 @@ class Modality:
     """[B, 3, N, 2] (video) or [B, 1, T, 2] (audio): RoPE bounds in seconds, pixels, pixels."""
     keep: Tensor | None = None
     """[B, N] bool: the given tokens, whose timestep is 0. None where none is given."""
+    keep_noise: float = 0.0
+    """Part of the sample's sigma that the given tokens have: 0 clean, 1 like all others."""
 
     @property
     def timesteps(self) -> Tensor:
-        return token_timesteps(self.sigma, self.keep)
+        return token_timesteps(self.sigma, self.keep, self.keep_noise)
 
 
-def token_timesteps(sigma: Tensor, keep: Tensor | None) -> Tensor:
-    """[B, N]: each token's sigma in [0, 1], 0 where it is kept; [B, 1] without ``keep``."""
+def token_timesteps(sigma: Tensor, keep: Tensor | None, keep_noise: float = 0.0) -> Tensor:
+    """[B, N]: each token's sigma in [0, 1], ``keep_noise`` of it where it is kept; [B, 1] without
+    ``keep``."""
     levels = sigma[:, None]
-    return levels if keep is None else torch.where(keep, torch.zeros_like(levels), levels)
+    return levels if keep is None else torch.where(keep, levels * keep_noise, levels)
 
 
 def predict_velocity(
@@ -169,7 +172,8 @@ def _enter(
     sigma = modality.sigma[:, None]
     levels = sigma
     if modality.keep is not None:
-        levels = torch.cat([sigma, torch.zeros_like(sigma)], dim=1)  # rows of `blocks.by_token`
+        # The two rows of `blocks.by_token`.
+        levels = torch.cat([sigma, sigma * modality.keep_noise], dim=1)
     modulation, embedded = embed(part("time_embed"), levels)
     crossing = None
     if other is not None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -12,8 +12,7 @@ from sqlalchemy.orm import Session
 
 from app import modes
 from app.db.models import Stage
-from app.modes.base import AnyMode
-from app.modes.common import TrainerRequest
+from app.modes.base import AnyGeneration, AnyMode, AnyTraining, Generation, Training
 from app.requests import lifecycle
 from app.requests.lifecycle import Claim, LeaseLost
 from workers.failures import Failure, our_fault
@@ -52,12 +51,25 @@ class Attempt:
     forward: Forwarder
     folder: Path
     mode: AnyMode
-    request: TrainerRequest
+    request: Any
+    """An instance of the mode's request model."""
     started: float = field(default_factory=time.monotonic)
 
     @property
     def request_id(self) -> str:
         return self.claim.request_id
+
+    @property
+    def training(self) -> AnyTraining:
+        """The mode, where `workers.stages` has found it to be one."""
+        assert isinstance(self.mode, Training)
+        return self.mode
+
+    @property
+    def generation(self) -> AnyGeneration:
+        """The same for generations."""
+        assert isinstance(self.mode, Generation)
+        return self.mode
 
     def key(self, *parts: str) -> str:
         """A storage key below this request's own prefix."""

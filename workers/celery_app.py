@@ -14,9 +14,8 @@ from app.broker import make_celery
 from app.logging import configure
 from app.requests.outbox import TASKS
 from app.settings import Settings
-from workers.prepare import prepare_next
 from workers.runtime import Runtime
-from workers.train import train_next
+from workers.stages import prepare_next, work_next
 
 settings = Settings()
 celery: Celery = make_celery(
@@ -56,14 +55,14 @@ def runtime() -> Runtime:
 
 @celery.task(name=TASKS["cpu"])
 def prepare() -> None:
-    """Prepare the next dataset, if there is one."""
+    """Prepare the next request, if there is one."""
     prepare_next(_willing_runtime())
 
 
 @celery.task(name=TASKS["gpu"])
 def train() -> None:
-    """Train the next LoRA, if one is prepared."""
-    train_next(_willing_runtime())
+    """Train or generate the next request, if one is prepared."""
+    work_next(_willing_runtime())
 
 
 def _willing_runtime() -> Runtime:

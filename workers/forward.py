@@ -62,7 +62,8 @@ class Forwarder:
                 self.progress(stage=data["name"], done=data["done"], total=data["total"])
             elif kind == "step":
                 kept = ("step", "of", "loss", "lr", "step_time_s", "eta_s")
-                self.progress(stage="train", **{k: data.get(k) for k in kept})
+                stage = data.pop("stage", "train")
+                self.progress(stage=stage, **{k: data[k] for k in kept if k in data})
                 self._say_step(data, ts)
             elif kind == "preview":
                 self._logs.append(Log(f"Preview at step {data['step']}: {data['prompt']}", ts=ts))
@@ -81,13 +82,11 @@ class Forwarder:
         if ts - self._step_said_at < STEP_LINE_S and data["step"] < data["of"]:
             return
         self._step_said_at = ts
-        self._logs.append(
-            Log(
-                f"step {data['step']}/{data['of']}  loss {data['loss']:.4f}  lr {data['lr']:.2e}  "
-                f"{data['step_time_s']:.2f} s/step  {duration(data['eta_s'])} left",
-                ts=ts,
-            )
-        )
+        parts = [f"step {data['step']}/{data['of']}"]
+        if "loss" in data:  # sampling has none
+            parts.append(f"loss {data['loss']:.4f}  lr {data['lr']:.2e}")
+        parts.append(f"{data['step_time_s']:.2f} s/step  {duration(data['eta_s'])} left")
+        self._logs.append(Log("  ".join(parts), ts=ts))
 
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""The prepare stage: from a URL to a prepared dataset in the store, or a report of why not."""
+"""The prepare stage of a training: from a URL to a prepared dataset, or a report of why not."""
 
 import contextlib
 import hashlib
@@ -10,8 +10,7 @@ from typing import Any, Final
 
 import structlog
 
-from app.db.models import Purpose, Stage
-from app.fetch import Downloaded, Fetcher, FetchError
+from app.db.models import Purpose
 from app.requests import lifecycle
 from app.requests.estimate import DatasetFacts, estimate
 from app.storage import Storage
@@ -20,21 +19,16 @@ from preprocessing.events import EVENTS_FILE
 from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE, VALIDATION_FILE, Manifest
 from preprocessing.report import ArchiveFacts, DatasetReport, Problem, Refusal, Totals
 from preprocessing.rules import DatasetRule, ValidationRule
-from workers.attempt import Attempt, attempt_next
-from workers.children import POLL_S, ChildProcess, EventTail
-from workers.failures import Failure, our_fault, users_fault
+from workers.attempt import Attempt
+from workers.children import ChildProcess, EventTail
+from workers.failures import Failure, our_fault
 from workers.files import file_entry
-from workers.runtime import Runtime
+from workers.inputs import download, refused, wait
 
 log = structlog.get_logger()
 
 PREPARED_FORMAT: Final = 3
 """Part of the cache key: raised when the same archive and rule prepare to something else."""
-
-
-def prepare_next(runtime: Runtime) -> bool:
-    """Prepare the next queued request. False: there was none."""
-    return attempt_next(runtime, Stage.PREPARE, prepare)
 
 
 def prepare(attempt: Attempt) -> None:
@@ -51,7 +45,7 @@ def report_of(attempt: Attempt, failure: Failure) -> None:
     storage, key = attempt.runtime.storage, attempt.key(REPORT_FILE)
     if failure.retryable or storage.stat(key) is not None:
         return
-    rule = attempt.mode.dataset_rule(attempt.request)
+    rule = attempt.training.dataset_rule(attempt.request)
     DatasetReport(
         verdict="refused",
         problem=Problem(type=failure.error_type, message=failure.error, field=failure.field),
@@ -69,11 +63,11 @@ def _prepare(attempt: Attempt) -> None:
     """
     request = attempt.request
     prepared: dict[str, Any] = {}
-    validation_rule = attempt.mode.validation_rule(request)
+    validation_rule = attempt.training.validation_rule(request)
     if validation_rule is not None:
         # First: it takes seconds, and a wrong URL should not wait for a large archive.
         prepared["validation"] = prepare_validation(attempt, validation_rule)
-    rule = attempt.mode.dataset_rule(request)
+    rule = attempt.training.dataset_rule(request)
     archive = attempt.folder / "archive"
     download(attempt, request.training_data_url, archive, "training_data_url")
     key = prepared_key(archive, rule)
@@ -103,7 +97,7 @@ def conclude_check(attempt: Attempt, dataset: Path, prepared: dict[str, Any]) ->
     facts = DatasetFacts(num_frames=manifest.num_frames, with_audio=manifest.with_audio)
     with attempt.runtime.database.read() as session:
         expected = estimate(
-            session, attempt.mode, attempt.request, attempt.runtime.settings.model, facts
+            session, attempt.training, attempt.request, attempt.runtime.settings.model, facts
         )
     body: dict[str, Any] = {
         "ok": True,
@@ -125,37 +119,6 @@ def conclude_check(attempt: Attempt, dataset: Path, prepared: dict[str, Any]) ->
     log.info("attempt.checked", samples=report.totals.samples)
     if "validation" in prepared:
         attempt.runtime.storage.delete_tree(prepared["validation"])
-
-
-def download(attempt: Attempt, url: str, to: Path, field: str) -> Downloaded:
-    """Fetch what a field of the request names, with a line in the log every few seconds."""
-    settings = attempt.runtime.settings
-    said = time.monotonic()
-
-    def progress(done: int, total: int | None) -> None:
-        nonlocal said
-        attempt.check()
-        if time.monotonic() - said < 2.0:
-            return
-        said = time.monotonic()
-        of = f" of {total / 1e6:.0f}" if total else ""
-        attempt.forward.log(f"Downloading: {done / 1e6:.0f}{of} MB")
-        attempt.forward.progress(stage="download", done=done, total=total)
-        attempt.forward.feed(())
-
-    attempt.forward.progress(stage="download")
-    try:
-        got = Fetcher.of(settings, attempt.runtime.storage).download(
-            url, to, max_bytes=settings.max_archive_bytes, on_progress=progress
-        )
-    except FetchError as error:
-        if error.users_fault:
-            raise users_fault(
-                str(error), error_type=error.type, field=field, ctx=error.ctx
-            ) from error
-        raise our_fault(str(error)) from error
-    attempt.forward.log(f"Downloaded {got.size_bytes / 1e6:.1f} MB")
-    return got
 
 
 def prepared_key(archive: Path, rule: DatasetRule) -> str:
@@ -211,19 +174,12 @@ def run_preparation(attempt: Attempt, archive: Path, rule: DatasetRule, dataset:
         raise our_fault("Preparing the dataset failed on our side; nothing is billed.")
 
 
-def refused(problem: Problem) -> Failure:
-    """What a library found wrong with the user's files, as the end of the request."""
-    return users_fault(
-        problem.message, error_type=problem.type, field=problem.field, ctx=problem.ctx
-    )
-
-
 def prepare_validation(attempt: Attempt, rule: ValidationRule) -> str:
     """Fetch and fit the clips that previews are made from; returns where they are stored."""
     folder = attempt.folder / "validation"
     folder.mkdir()
     clips = []
-    for index, source in enumerate(attempt.mode.validation_sources(attempt.request)):
+    for index, source in enumerate(attempt.training.validation_sources(attempt.request)):
         clip: dict[str, str | None] = {"video": None, "mask": None}
         for name, url in (("video", source.video_url), ("mask", source.mask_url)):
             if url is not None:
@@ -245,20 +201,6 @@ def prepare_validation(attempt: Attempt, rule: ValidationRule) -> str:
     key = attempt.key("validation", str(attempt.claim.attempt))
     attempt.runtime.storage.put_tree(key, out, last=VALIDATION_FILE)
     return key
-
-
-def wait(attempt: Attempt, child: ChildProcess, events: EventTail) -> int:
-    """Until the child ends. It is killed when the attempt must end first."""
-    try:
-        while True:
-            code = child.poll()
-            attempt.forward.feed(events.read())
-            if code is not None:
-                return code
-            attempt.check()
-            time.sleep(POLL_S)
-    finally:
-        child.kill()
 
 
 def store_report(attempt: Attempt, dataset: Path) -> None:

@@ -4,44 +4,33 @@ import time
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import structlog
 
-from app.db.models import Stage
 from app.requests import lifecycle
-from app.requests.lifecycle import LeaseLost
 from app.settings import Settings
 from app.storage.errors import ObjectMissing
 from preprocessing.manifest import MANIFEST_FILE, VALIDATION_FILE
-from trainer.job import Control, Job, JobDir, Result
+from trainer.job import Job, JobDir
 from trainer.plan import MachineSettings
 from trainer.spec import TrainingSpec
-from workers.attempt import Attempt, Cancelled, PreparedGone, Released, attempt_next
+from workers.attempt import Attempt, PreparedGone
 from workers.checkpoints import CheckpointStore, Uploader
-from workers.children import POLL_S, EventTail, TrainerProcess
-from workers.failures import our_fault, users_fault
-from workers.files import file_entry, put_patiently
+from workers.children import EventTail
+from workers.files import file_entry
+from workers.gpu import Output, end, store_outputs, supervise
 from workers.prepare import is_whole
-from workers.runtime import Runtime
 
 log = structlog.get_logger()
 
-STOP_TIMEOUT_S: Final = 120.0
-"""For a trainer that was told to stop: a step, a checkpoint and some air; then it is killed."""
-
-OUTPUTS: Final = (
+OUTPUTS: Final[tuple[Output, ...]] = (
     ("lora_file", "lora", "application/octet-stream"),
     ("config_file", "config", "application/json"),
     ("video", "reel", "video/mp4"),
     ("metrics_file", "metrics", "application/json"),
 )
-"""Field of the result, attribute of `JobDir`, content type. The reel is there when prompts were."""
-
-
-def train_next(runtime: Runtime) -> bool:
-    """Train the next prepared request. False: there was none."""
-    return attempt_next(runtime, Stage.TRAIN, train)
+"""The reel is there when prompts were."""
 
 
 def train(attempt: Attempt) -> None:
@@ -63,10 +52,10 @@ def train(attempt: Attempt) -> None:
     attempt.forward.progress(stage="upload")
     attempt.forward.log("Storing the LoRA and the previews")
     attempt.forward.feed((), at_once=True)
-    body = store_outputs(attempt, job_dir)
+    body = store_outputs(attempt, job_dir, OUTPUTS)
     if "debug_dataset" in prepared:
         body["debug_dataset"] = prepared["debug_dataset"]
-    units = attempt.mode.billable_units(attempt.request)
+    units = attempt.training.billable_units(attempt.request)
     seconds = round(time.monotonic() - attempt.started, 3)
     attempt.write(lambda s: lifecycle.complete(s, attempt.claim, body, units, seconds))
     log.info("attempt.completed", units=units)
@@ -109,7 +98,7 @@ def make_job(
 
 def _spec(attempt: Attempt) -> TrainingSpec:
     """The mode's, with what the operator decides."""
-    spec: TrainingSpec = attempt.mode.training_spec(attempt.request)
+    spec: TrainingSpec = attempt.training.training_spec(attempt.request)
     steps = attempt.runtime.settings.preview_steps
     validation = spec.validation.model_copy(update={"num_inference_steps": steps})
     return spec.model_copy(update={"validation": validation})
@@ -123,60 +112,6 @@ def _machine(settings: Settings) -> MachineSettings:
         compile=settings.compile,
         attention=settings.attention,
     )
-
-
-def supervise(attempt: Attempt, job_dir: JobDir, events: "TrainingEvents") -> Result | None:
-    """Wait for the trainer, forwarding events. None: it answered, but left no result.
-
-    A lost lease kills the trainer at once; a cancel or a stop of this worker is told to it, so
-    that it saves a checkpoint first.
-    """
-    trainer = attempt.runtime.live_trainer()
-    trainer.submit(job_dir.root)
-    told_at: float | None = None
-    try:
-        while True:
-            answered = trainer.answered()
-            alive = trainer.alive
-            events.forward()
-            if answered:
-                result = job_dir.result()
-                if result is None or result.status == "failed":
-                    # It may be about to leave, or CUDA may be broken: the next job gets a new one.
-                    attempt.runtime.drop_trainer()
-                return result
-            if not alive:
-                died(attempt, trainer)
-            try:
-                attempt.check()
-            except (Cancelled, Released) as stop:
-                if told_at is None:
-                    told_at = time.monotonic()
-                    wish = Control.CANCEL if isinstance(stop, Cancelled) else Control.RELEASE
-                    job_dir.tell(wish)
-                elif time.monotonic() - told_at > STOP_TIMEOUT_S:
-                    log.warning("trainer.did_not_stop")
-                    raise
-            time.sleep(POLL_S)
-    except BaseException:
-        attempt.runtime.drop_trainer()
-        raise
-
-
-def died(attempt: Attempt, trainer: TrainerProcess) -> NoReturn:
-    """The child is gone without an answer."""
-    code = trainer.process.returncode
-    log.error("trainer.died", code=code, stderr=trainer.stderr_tail())
-    attempt.runtime.drop_trainer()
-    # Which of both the attempt ends as is told from what it was asked for.
-    attempt.check()
-    if code == -9:
-        raise our_fault(
-            "The training process was killed, most likely for the memory it used. "
-            "Try a lower resolution, fewer frames or a lower rank.",
-            error_type="worker_oom_or_killed",
-        )
-    raise our_fault("The training process crashed; nothing is billed.")
 
 
 class TrainingEvents:
@@ -210,49 +145,3 @@ class TrainingEvents:
             content_type="video/mp4",
         )
         self._stored.put({**event, "file": file_entry(stored, path.name)})
-
-
-def end(attempt: Attempt, result: Result | None) -> None:
-    """Returns for a completed job; every other end is raised."""
-    if result is None:
-        raise our_fault("The training process ended without a result; nothing is billed.")
-    match result.status:
-        case "completed":
-            if attempt.lease.lost:
-                raise LeaseLost(attempt.claim)
-        case "cancelled":
-            raise Cancelled
-        case "released":
-            raise Released
-        case "failed":
-            message = result.error or "The training failed."
-            kind = result.error_type or "training_failed"
-            log.warning("training.failed", error=message, error_type=kind, step=result.step)
-            if result.users_fault:
-                raise users_fault(message, error_type=kind, field=result.field or "")
-            raise our_fault(message, error_type=kind)
-
-
-def store_outputs(attempt: Attempt, job_dir: JobDir) -> dict[str, Any]:
-    """Put the outputs under this attempt's own keys; the row makes them the request's."""
-
-    def check() -> None:
-        attempt.forward.feed(())
-        attempt.check()
-
-    body: dict[str, Any] = {}
-    for name, part, content_type in OUTPUTS:
-        path: Path = getattr(job_dir, part)
-        if not path.exists():
-            body[name] = None
-            continue
-        stored = put_patiently(
-            attempt.runtime.storage,
-            attempt.key("outputs", str(attempt.claim.attempt), path.name),
-            path,
-            content_type=content_type,
-            check=check,
-            say=attempt.forward.log,
-        )
-        body[name] = file_entry(stored, path.name)
-    return body

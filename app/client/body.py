@@ -9,6 +9,7 @@ from typing import Any, Final
 from app import modes
 from app.client.errors import Refused
 from app.client.service import Service
+from app.modes.base import Training
 from preprocessing.rules import DatasetRule
 
 ARCHIVE_FIELD: Final = "training_data_url"
@@ -116,12 +117,12 @@ def ask_first(
     service: Service,
     mode: str,
     body: Mapping[str, Any],
-    missing: Sequence[Location],
+    places: Sequence[Location],
     **options: Any,
 ) -> None:
     """Let the service check all fields before gigabytes are sent: the same request without what is
-    to be uploaded, which it refuses for that alone. Raises `Refused` for anything else."""
-    places = [(ARCHIVE_FIELD,), *missing]
+    to be uploaded to ``places``, which it refuses for that alone. Raises `Refused` for anything
+    else."""
     try:
         handle, _ = service.submit(mode, without(body, places), **options)
     except Refused as error:
@@ -133,7 +134,8 @@ def ask_first(
             raise Refused(*real, status=422) from None
     else:
         service.cancel(handle)
-        raise Refused(f"{mode} takes no {ARCHIVE_FIELD}, so there is nothing to send it")
+        first = ".".join(map(str, places[0]))
+        raise Refused(f"{mode} takes no {first}, so there is nothing to send it")
 
 
 def without(body: Any, places: Sequence[Location]) -> Any:
@@ -154,7 +156,7 @@ def dataset_rule(mode: str, body: Mapping[str, Any]) -> DatasetRule | None:
     """What the training asks of its clips, where this version knows the mode and the fields fit."""
     filled = {**body, ARCHIVE_FIELD: "https://example.com/a.zip", VALIDATION_FIELD: []}
     for known in modes.all():
-        if mode.strip("/") in (known.path, known.id):
+        if isinstance(known, Training) and mode.strip("/") in (known.path, known.id):
             try:
                 rule: DatasetRule = known.dataset_rule(known.parse(filled))
             except ValueError:

@@ -36,7 +36,7 @@ Download = Annotated[
 
 def register(main: typer.Typer) -> None:
     """Add all commands to ``main``."""
-    for command in (submit, status, logs, result, cancel, requests, doctor):
+    for command in (submit, generate, status, logs, result, cancel, requests, doctor):
         main.command()(command)
 
 
@@ -89,6 +89,54 @@ def submit(
         json=json,
     )
     _with_service(host, key_file, lambda service: run.submit(service, asked))
+
+
+def generate(
+    source: Annotated[str, typer.Argument(metavar="CLIP", help="A video: a file or a URL.")],
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LORA[:SCALE]", help="A .safetensors file, its URL, or the id of a training."
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the video shows.")] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("-F", "--field", metavar="NAME=VALUE", help="A field; JSON, else text."),
+    ] = None,
+    input: Annotated[
+        Path | None, typer.Option(help="JSON file with fields; -F goes before it.")
+    ] = None,
+    mode: Annotated[str, typer.Option(help="Path or full id of the endpoint.")] = "outpaint/lora",
+    wait: Annotated[bool, typer.Option(help="Follow it to its end.")] = True,
+    download: Download = None,
+    webhook: Annotated[str | None, typer.Option(help="URL that is told of the end.")] = None,
+    priority: Annotated[str | None, typer.Option(help="normal or low.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only fetch clip and LoRAs, and say what they are.")
+    ] = False,
+    json: Json = False,
+    host: Host = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Make a video of a clip with LoRAs: upload, submit, follow, download."""
+    from app.client import generate as generating
+
+    asked = generating.Generate(
+        source=source,
+        loras=lora or (),
+        prompt=prompt,
+        mode=mode,
+        input=input,
+        fields=field or (),
+        wait=wait,
+        download=download,
+        webhook=webhook,
+        priority=priority,
+        check=check,
+        json=json,
+    )
+    _with_service(host, key_file, lambda service: generating.generate(service, asked))
 
 
 def status(

@@ -1,5 +1,6 @@
 """Files of a result in a folder: gone on with after a break, whole before they have their name."""
 
+import base64
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ MARKER: Final = "request.json"
 REPORT: Final = "report.json"
 PREVIEWS: Final = "previews"
 _SHA256 = re.compile(r'"([0-9a-f]{64})"')
+_INLINE = re.compile(r"data:[^;,]*;base64,")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 OnBytes = Callable[[str, int, int], None]
@@ -96,6 +98,11 @@ def files_of(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
                 yield (f"{field}-{index}" if isinstance(value, list) else field), file
 
 
+def is_inline(file: Mapping[str, Any]) -> bool:
+    """Whether the URL holds the file itself (fal's ``sync_mode``)."""
+    return _INLINE.match(str(file["url"])) is not None
+
+
 def _quietly(name: str, done: int, total: int) -> None:
     """Nobody looks on."""
 
@@ -113,6 +120,9 @@ def fetch_file(
         Unreachable: the part that came is kept.
     """
     expected = file.get("file_size")
+    if (inline := _INLINE.match(str(file["url"]))) is not None:
+        path.write_bytes(base64.b64decode(str(file["url"])[inline.end() :]))
+        return
     if path.exists() and path.stat().st_size == expected:
         return
     part = path.with_name(path.name + ".part")

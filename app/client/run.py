@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from app import modes
 from app.client import body as bodies
-from app.client.download import Target, files_of
+from app.client.download import Target, files_of, is_inline
 from app.client.errors import ClientError, Refused, RequestFailed, Unreachable
 from app.client.folder import Contents, look, names_in_folder, names_in_zip, zipped
 from app.client.service import Handle, Service
@@ -70,9 +70,10 @@ def submit(service: Service, asked: Submit) -> int:
 
     with display(preview) as shown:
         archive = look_at(asked.source, bodies.dataset_rule(asked.mode, body), shown)
-        with _says_what_is_wrong(asked):
+        with says_what_is_wrong(asked.mode, check=asked.check):
             if archive is not None:
-                bodies.ask_first(service, mode, body, list(files), **options)
+                places = [(bodies.ARCHIVE_FIELD,), *files]
+                bodies.ask_first(service, mode, body, places, **options)
             urls = {where: send(service, path, shown) for where, path in files.items()}
             body = bodies.replaced(body, urls)
             body[bodies.ARCHIVE_FIELD] = archive(service) if archive else asked.source
@@ -142,22 +143,20 @@ def send(
 
 
 @contextmanager
-def _says_what_is_wrong(asked: Submit) -> Iterator[None]:
-    """A heading for the service's refusals."""
+def says_what_is_wrong(mode: str, *, check: bool) -> Iterator[None]:
+    """A heading for the service's refusals of a submit."""
     try:
         yield
     except Refused as error:
         if error.status == 422:
             raise Refused("the service refuses the input:", *error.lines, status=422) from None
-        if error.status in (404, 405) and asked.check:
+        if error.status in (404, 405) and check:
             raise Refused(
-                f"this service has no check for {asked.mode}", *error.lines, status=404
+                f"this service has no check for {mode}", *error.lines, status=404
             ) from None
         if error.status in (404, 405):
-            known = ", ".join(mode.path for mode in modes.all())
-            raise Refused(
-                f"this service has no {asked.mode}; it may have {known}", status=404
-            ) from None
+            known = ", ".join(one.path for one in modes.all())
+            raise Refused(f"this service has no {mode}; it may have {known}", status=404) from None
         raise
     except Unreachable as error:
         raise Unreachable(
@@ -244,7 +243,8 @@ def result(service: Service, handle: Handle, target: Target | None, *, as_json: 
         out(f"{field}: {path} ({size(path.stat().st_size)})")
     if not paths:
         for field, file in files_of(found):
-            out(f"{field}: {file['url']} ({size(file.get('file_size') or 0)})")
+            where = "in the reply" if is_inline(file) else file["url"]
+            out(f"{field}: {where} ({size(file.get('file_size') or 0)})")
     out(f"billed: {units:g} units")
     return 0
 

@@ -28,6 +28,7 @@ class State(StrEnum):
 class Stage(StrEnum):
     PREPARE = "prepare"
     TRAIN = "train"
+    """On the GPU; a generation calls it otherwise (`Mode.gpu_stage`)."""
 
 
 class Priority(StrEnum):
@@ -41,8 +42,9 @@ class Purpose(StrEnum):
     """What a request is for."""
 
     TRAIN = "train"
+    """The mode's work, whichever."""
     CHECK = "check"
-    """Its dataset's report, and nothing else: ends after the prepare stage."""
+    """A report on its files, and nothing else: ends after the prepare stage."""
 
 
 RANK = {Priority.NORMAL: 0, Priority.LOW: 1}

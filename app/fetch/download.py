@@ -61,6 +61,8 @@ class Downloaded:
     sha256: str
     content_type: str
     file_name: str
+    etag: str = ""
+    """Of the server, weak or strong; empty where it gives none."""
 
 
 class Fetcher:
@@ -90,6 +92,23 @@ class Fetcher:
 
         Raises `FetchError`; `StorageError` when our own store fails.
         """
+        got = self.download_if_changed(url, to, "", max_bytes=max_bytes, on_progress=on_progress)
+        assert got is not None, "nothing is unchanged that has no ETag"
+        return got
+
+    def download_if_changed(
+        self,
+        url: str,
+        to: Path,
+        etag: str,
+        *,
+        max_bytes: int,
+        on_progress: Progress | None = None,
+    ) -> Downloaded | None:
+        """As `download`. None, and no file: the server still has what it gave ``etag`` to.
+
+        A file of this service comes from the store whatever ``etag`` is.
+        """
         key = self._storage.key_of_own_url(url)
         if key is not None:
             return self._from_storage(key, to, max_bytes, on_progress)
@@ -97,13 +116,19 @@ class Fetcher:
         arriving = to.with_name(to.name + ".part")
         try:
             with arriving.open("wb") as file:
-                transfer = _Transfer(file, max_bytes, on_progress)
+                transfer = _Transfer(file, max_bytes, on_progress, unless=etag)
                 self._with_retries(target, transfer)
+            if transfer.unchanged:
+                return None
             arriving.replace(to)
         finally:
             arriving.unlink(missing_ok=True)
         return Downloaded(
-            transfer.size, transfer.digest.hexdigest(), transfer.content_type, transfer.file_name
+            transfer.size,
+            transfer.digest.hexdigest(),
+            transfer.content_type,
+            transfer.file_name,
+            transfer.any_etag,
         )
 
     def _from_storage(
@@ -172,7 +197,7 @@ class Fetcher:
                         "User-Agent": "reelsmith",
                         "Accept": "*/*",
                         "Accept-Encoding": "identity",
-                        **transfer.resume_headers(),
+                        **transfer.conditions(),
                     },
                     extensions={"timeout": timeout},
                 ) as response:
@@ -181,7 +206,8 @@ class Fetcher:
                     if response.status in REDIRECTS and "location" in headers:
                         target = self._next_target(target, headers["location"])
                         continue
-                    transfer.begin(response.status, headers, target)
+                    if transfer.begin(response.status, headers, target):
+                        return
                     for chunk in _paced(response.iter_stream(), self._limits, target):
                         transfer.add(chunk)
                     transfer.check_whole()
@@ -202,8 +228,11 @@ class _Interrupted(Exception):
 class _Transfer:
     """What has arrived so far, over all connections."""
 
-    def __init__(self, file: BinaryIO, max_bytes: int, on_progress: Progress | None) -> None:
+    def __init__(
+        self, file: BinaryIO, max_bytes: int, on_progress: Progress | None, *, unless: str
+    ) -> None:
         self._file = file
+        self._unless = unless
         self._max_bytes = max_bytes
         self._on_progress = on_progress
         self._etag = ""
@@ -212,15 +241,26 @@ class _Transfer:
         self.digest = hashlib.sha256()
         self.content_type = FALLBACK_CONTENT_TYPE
         self.file_name = ""
+        self.any_etag = ""
+        self.unchanged = False
 
-    def resume_headers(self) -> dict[bytes | str, bytes | str]:
-        """Ask for the rest, where a strong ETag proves that it is the rest of the same file."""
+    def conditions(self) -> dict[bytes | str, bytes | str]:
+        """Ask for the rest, where a strong ETag proves that it is the rest of the same file; or for
+        the whole, unless it is what the caller has."""
+        if self.size == 0 and self._unless:
+            return {"If-None-Match": self._unless}
         if self.size == 0 or not self._etag:
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": self._etag}
 
-    def begin(self, status: int, headers: Mapping[str, str], target: Target) -> None:
-        """Look at the answer's head. Raises `FetchError`, or `_Interrupted` for another try."""
+    def begin(self, status: int, headers: Mapping[str, str], target: Target) -> bool:
+        """Look at the answer's head; True: nothing follows, for the caller has it.
+
+        Raises `FetchError`, or `_Interrupted` for another try.
+        """
+        if status == 304 and self._unless and self.size == 0:
+            self.unchanged = True
+            return True
         if status in PASSING_STATUSES:
             raise _Interrupted(f"the server answers {status}")
         if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
@@ -237,14 +277,15 @@ class _Transfer:
             raise DownloadFailed(f"The server of {target.host!r} answers {status} for this URL.")
         else:
             self._restart()
-            etag = headers.get("etag", "")
-            self._etag = "" if etag.startswith("W/") else etag
+            self.any_etag = headers.get("etag", "")
+            self._etag = "" if self.any_etag.startswith("W/") else self.any_etag
             self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
             self.file_name = _file_name(headers.get("content-disposition", ""), target)
         length = headers.get("content-length", "")
         self._total = self.size + int(length) if length.isascii() and length.isdigit() else None
         if self._total is not None and self._total > self._max_bytes:
             raise FileTooLarge(self._max_bytes)
+        return False
 
     def add(self, chunk: bytes) -> None:
         self.size += len(chunk)

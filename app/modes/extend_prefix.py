@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from app.modes import common, extension
-from app.modes.base import Mode
+from app.modes.base import Training
 from preprocessing.rules import LATENT_STRIDE_FRAMES, ValidationRule, snap_num_frames
 from trainer.spec import Prefix, TrainingSpec
 
@@ -95,7 +95,7 @@ def validation_rule(request: ExtendPrefixRequest) -> ValidationRule | None:
     )
 
 
-MODE: Final = Mode(
+MODE: Final = Training(
     path=PATH,
     id="fal-ai/ltx23-trainer-v2/extend-prefix",
     title="LTX 2.3 Trainer, forward video extension",
@@ -105,5 +105,5 @@ MODE: Final = Mode(
     training_spec=training_spec,
     validation_rule=validation_rule,
     validation_sources=extension.validation_sources,
-    price_per_step=Decimal("0.0061"),
+    price_per_unit=Decimal("0.0061"),
 )

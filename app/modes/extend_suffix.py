@@ -9,7 +9,7 @@ from typing import Final
 from pydantic import ConfigDict, Field
 
 from app.modes import common, extension
-from app.modes.base import Mode
+from app.modes.base import Training
 from preprocessing.rules import LATENT_STRIDE_FRAMES, ValidationRule
 from trainer.spec import Suffix, TrainingSpec
 
@@ -90,7 +90,7 @@ def validation_rule(request: ExtendSuffixRequest) -> ValidationRule | None:
     )
 
 
-MODE: Final = Mode(
+MODE: Final = Training(
     path=PATH,
     id="fal-ai/ltx23-trainer-v2/extend-suffix",
     title="LTX 2.3 Trainer, backward video extension",
@@ -100,5 +100,5 @@ MODE: Final = Mode(
     training_spec=training_spec,
     validation_rule=validation_rule,
     validation_sources=extension.validation_sources,
-    price_per_step=Decimal("0.0061"),
+    price_per_unit=Decimal("0.0061"),
 )

@@ -9,7 +9,7 @@ from typing import Final
 from pydantic import ConfigDict, Field
 
 from app.modes import common
-from app.modes.base import Mode, ValidationSource
+from app.modes.base import Training, ValidationSource
 from preprocessing.rules import VIDEO_EXTENSIONS, AudioPolicy, DatasetRule, ValidationRule
 from trainer.spec import SampleMask, TrainingSpec
 
@@ -103,7 +103,7 @@ def validation_sources(request: InpaintRequest) -> list[ValidationSource]:
     return [ValidationSource(entry.video_url, entry.mask_url) for entry in request.validation]
 
 
-MODE: Final = Mode(
+MODE: Final = Training(
     path=PATH,
     id="fal-ai/ltx23-trainer-v2/inpaint",
     title="LTX 2.3 Trainer, video inpainting",
@@ -115,5 +115,5 @@ MODE: Final = Mode(
     training_spec=training_spec,
     validation_rule=validation_rule,
     validation_sources=validation_sources,
-    price_per_step=Decimal("0.0024"),
+    price_per_unit=Decimal("0.0024"),
 )

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.modes import common
-from app.modes.base import Mode, ValidationSource
+from app.modes.base import Training, ValidationSource
 from app.modes.common import FRAME_SIZES
 from app.modes.refusals import Refusal, refuse
 from preprocessing.rules import LATENT_STRIDE_PIXELS, AudioPolicy, DatasetRule, ValidationRule
@@ -232,7 +232,7 @@ def validation_sources(request: OutpaintRequest) -> list[ValidationSource]:
     return [ValidationSource(entry.video_url) for entry in request.validation]
 
 
-MODE: Final = Mode(
+MODE: Final = Training(
     path=PATH,
     id="fal-ai/ltx23-trainer-v2/outpaint",
     title="LTX 2.3 Trainer, spatial outpainting",
@@ -244,5 +244,5 @@ MODE: Final = Mode(
     training_spec=training_spec,
     validation_rule=validation_rule,
     validation_sources=validation_sources,
-    price_per_step=Decimal("0.006"),
+    price_per_unit=Decimal("0.006"),
 )

@@ -6,7 +6,7 @@ from typing import Final
 from pydantic import ConfigDict, Field
 
 from app.modes import common
-from app.modes.base import Mode
+from app.modes.base import Training
 from preprocessing.rules import DatasetRule
 from trainer.spec import TrainingSpec
 
@@ -61,7 +61,7 @@ def training_spec(request: TextToVideoRequest) -> TrainingSpec:
     return common.training_spec(request, PATH)
 
 
-MODE: Final = Mode(
+MODE: Final = Training(
     path=PATH,
     id="fal-ai/ltx23-trainer-v2/t2v",
     title="LTX 2.3 Trainer, text to video",
@@ -71,5 +71,5 @@ MODE: Final = Mode(
     request_model=TextToVideoRequest,
     dataset_rule=dataset_rule,
     training_spec=training_spec,
-    price_per_step=Decimal("0.006"),
+    price_per_unit=Decimal("0.006"),
 )

@@ -17,8 +17,7 @@ from pydantic.json_schema import models_json_schema
 from app.auth import Authenticator
 from app.hosts import RUN_PREFIX
 from app.modes.base import AnyMode
-from app.openapi.output import CheckOutput, TrainerOutput
-from app.openapi.replies import HEADERS, RESPONSES, RESULT_PATH, SCHEMAS, ref, replies_of
+from app.openapi.replies import HEADERS, RESPONSES, SCHEMAS, ref, replies_of
 from app.requests.endpoints import CHECK, DirectRoute
 from app.storage.endpoints import FileToUpload, Parts
 
@@ -122,12 +121,14 @@ KEYED_BY_HAND: Final = ("/storage/", "/files/upload")
 
 def document_of(app: FastAPI, modes: Iterable[AnyMode], public_url: str) -> Document:
     """The whole document of ``app``."""
+    modes = tuple(modes)
+    results = _results(modes)
     document = get_openapi(
         title=app.title,
         version=app.version,
         routes=app.routes,
         servers=[{"url": public_url}],
-        description="Trains LoRAs for LTX-2.3, behind the API of fal's trainers.",
+        description="Trains LoRAs for LTX-2.3 and generates with them, behind fal's API.",
     )
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
@@ -146,6 +147,7 @@ def document_of(app: FastAPI, modes: Iterable[AnyMode], public_url: str) -> Docu
             if method in item:
                 submit = method == "post" and path in submits
                 _complete(item[method], method, path, submit=submit, key=submit or path in keyed)
+                _describe_success(item[method], method, path, results)
     return document
 
 
@@ -156,10 +158,30 @@ def _schemas(modes: Iterable[AnyMode]) -> Document:
         [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
     )
     _, outputs = models_json_schema(
-        [(model, "serialization") for model in (TrainerOutput, CheckOutput)],
+        [
+            (model, "serialization")
+            for model in {m: None for mode in modes for m in (mode.output_model, mode.check_model)}
+        ],
         ref_template="#/components/schemas/{model}",
     )
     return {**SCHEMAS, **inputs["$defs"], **outputs["$defs"]}
+
+
+Results = dict[str, dict[str, None]]
+"""Path -> names of the models that a result there may have, in their order."""
+
+
+def _results(modes: Iterable[AnyMode]) -> Results:
+    """Of synchronous runs, and of the results of each app."""
+    results: Results = {}
+    for mode in modes:
+        done, checked = mode.output_model.__name__, mode.check_model.__name__
+        for path in (mode.id, mode.path):
+            results[f"{RUN_PREFIX}/{path}"] = {done: None}
+            results[f"{RUN_PREFIX}/{path}/{CHECK}"] = {checked: None}
+        of_app = results.setdefault(f"/{mode.app}/requests/{{request_id}}", {})
+        of_app.update({done: None, checked: None})
+    return results
 
 
 def _needs_key(route: APIRoute) -> bool:
@@ -195,7 +217,6 @@ def _complete(operation: Document, method: str, path: str, *, submit: bool, key:
     operation.pop("parameters", None)
     if parameters:
         operation["parameters"] = parameters
-    _describe_success(operation, method, path)
     if key:
         operation["security"] = [{"apiKeyAuth": []}]
     content = operation.get("requestBody", {}).get("content", {})
@@ -222,16 +243,12 @@ def _json_reply(description: str, schema: Document) -> Document:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _describe_success(operation: Document, method: str, path: str) -> None:
+def _describe_success(operation: Document, method: str, path: str, results: Results) -> None:
     responses = operation["responses"]
-    trained, checked = (ref("schemas", model.__name__) for model in (TrainerOutput, CheckOutput))
-    if path.startswith(f"{RUN_PREFIX}/"):
-        result = checked if path.endswith(f"/{CHECK}") else trained
-        responses["200"] = _json_reply("The result.", result)
-    elif re.fullmatch(RESULT_PATH, path):
-        responses["200"] = _json_reply(
-            "The result of a training or a check.", {"anyOf": [trained, checked]}
-        )
+    if path in results:
+        options = [ref("schemas", name) for name in results[path]]
+        schema = options[0] if len(options) == 1 else {"anyOf": options}
+        responses["200"] = _json_reply("The result.", schema)
     elif path.endswith("/status"):
         responses["202"] = {**responses["200"], "description": "It waits, or is worked on."}
         responses["200"] = {**responses["200"], "description": "It is COMPLETED."}

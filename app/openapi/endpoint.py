@@ -9,12 +9,10 @@ import re
 from typing import Any, Final
 
 from app.modes.base import AnyMode
-from app.openapi.output import TrainerOutput
 from app.openapi.replies import SCHEMAS
 
 Document = dict[str, Any]
 
-CATEGORY: Final = "training"
 STATUS: Final[Document] = {
     "type": "object",
     "properties": {
@@ -63,7 +61,7 @@ def document_of_endpoint(mode: AnyMode, public_url: str) -> Document:
     request = f"/{mode.id}/requests/{{request_id}}"
     status = _reply("The request status.", "QueueStatus")
     schemas = _schemas(mode.request_model.model_json_schema(), f"{name}Input")
-    schemas |= _schemas(TrainerOutput.model_json_schema(mode="serialization"), f"{name}Output")
+    schemas |= _schemas(mode.output_model.model_json_schema(mode="serialization"), f"{name}Output")
     return {
         "openapi": "3.0.4",
         "info": {
@@ -72,7 +70,7 @@ def document_of_endpoint(mode: AnyMode, public_url: str) -> Document:
             "description": mode.summary,
             "x-fal-metadata": {
                 "endpointId": mode.id,
-                "category": CATEGORY,
+                "category": mode.category,
                 "documentationUrl": f"{public_url}/models/{mode.id}/llms.txt",
             },
         },
@@ -132,7 +130,7 @@ def document_of_endpoint(mode: AnyMode, public_url: str) -> Document:
                     "parameters": [REQUEST_ID],
                     "responses": {
                         "200": _reply("Result of the request.", f"{name}Output"),
-                        "422": _reply("The input could not be trained on.", "InputError"),
+                        "422": _reply("The input could not be used.", "InputError"),
                     },
                 }
             },

@@ -4,9 +4,8 @@ import json
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from app.modes.base import MIN_BILLABLE_UNITS, AnyMode
-from app.openapi.output import TrainerOutput
-from preprocessing.rules import MASK_IMAGE_EXTENSIONS, MASK_SUFFIX, DatasetRule
+from app.modes.base import AnyMode
+from app.openapi.words import Words, words_of
 
 MAX_SHOWN_DEFAULT: Final = 200
 """Characters of a default value; the built-in negative prompt is longer."""
@@ -18,8 +17,8 @@ def index_page(modes: tuple[AnyMode, ...], public_url: str) -> str:
         (
             "# Reelsmith",
             "",
-            "> Trains LoRAs for the LTX-2.3 audio-video model on this team's own GPUs, behind the "
-            "API of fal's trainers: fal's clients work.",
+            "> Trains LoRAs for the LTX-2.3 audio-video model on this team's own GPUs, and "
+            "generates with them, behind fal's API: fal's clients work.",
             "",
             "## Endpoints",
             "",
@@ -45,7 +44,9 @@ def page_of(mode: AnyMode, public_url: str) -> str:
     """Everything that a caller of ``mode`` needs to know."""
     schema = mode.request_model.model_json_schema()
     example = schema["examples"][0]
-    required = {name: example[name] for name in schema["required"]}
+    required = {name: example[name] for name in example if name in schema["required"]}
+    words = words_of(mode, example, required)
+    output = mode.output_model.model_json_schema()
     return "\n".join(
         (
             f"# {mode.title}",
@@ -56,19 +57,16 @@ def page_of(mode: AnyMode, public_url: str) -> str:
             "",
             f"- **Endpoint**: `{public_url}/{mode.id}`",
             f"- **Model ID**: `{mode.id}`",
-            "- **Kind**: training; it takes minutes to hours, so submit it and follow its status",
+            f"- **Kind**: {words.kind}",
             f"- **OpenAPI**: {public_url}/api/openapi/queue/openapi.json?endpoint_id={mode.id}",
             "",
             "## Price",
             "",
-            f"fal asks ${mode.price_per_step} per step, and at least {MIN_BILLABLE_UNITS} steps: "
-            f"${_price(mode, 1000)} for 1000 steps. This service counts the same units (header "
-            "`x-fal-billable-units` of the result) and charges nothing; a failed training counts "
-            "as 0.",
+            words.price,
             "",
-            "## Dataset",
+            f"## {words.heading}",
             "",
-            *_dataset(mode.dataset_rule(mode.parse(example))),
+            *words.files,
             "",
             "## Input",
             "",
@@ -84,7 +82,7 @@ def page_of(mode: AnyMode, public_url: str) -> str:
             "",
             "## Output",
             "",
-            *_fields(TrainerOutput.model_json_schema(), TrainerOutput.model_json_schema(), False),
+            *_fields(output, output, False),
             "",
             "Every file is `{url, content_type, file_name, file_size}`; its URL needs no key and "
             "expires, reading the result again gives a new one.",
@@ -92,55 +90,15 @@ def page_of(mode: AnyMode, public_url: str) -> str:
             "## Errors",
             "",
             "- Input that breaks a rule: 422 at submit, `detail` is a list of `{loc, msg, type}`.",
-            "- A dataset that can't be trained on: the request becomes COMPLETED with `error`, and "
-            "its result is that 422. `{response_url}/report` says what became of every clip.",
+            words.bad_files,
             "- 401 without a valid key, 404 for a request that is not yours.",
             "",
             "## Calls",
             "",
-            *_calls(mode, public_url, required),
+            *_calls(mode, public_url, required, words),
             "",
         )
     )
-
-
-def _price(mode: AnyMode, num_steps: int) -> str:
-    return f"{mode.price_per_step * num_steps:.2f}"
-
-
-def _dataset(rule: DatasetRule) -> list[str]:
-    """What has to be in the archive."""
-    lines = ["One `.zip`, by URL; subfolders are fine.", ""]
-    lines.append(f"- Videos: {_listed(rule.video_extensions)}")
-    if rule.image_extensions:
-        lines.append(
-            f"- Or images: {_listed(rule.image_extensions)}. Only videos or only images: a mixed "
-            "archive is refused."
-        )
-    else:
-        lines.append("- No images.")
-    if rule.masks:
-        lines.append(
-            f"- A mask for every video `clip01.mp4`: `clip01{MASK_SUFFIX}` with the ending "
-            f"{_listed(MASK_IMAGE_EXTENSIONS)} for all frames, or {_listed(rule.video_extensions)} "
-            "frame by frame. White is regenerated, black is kept."
-        )
-    lines.append(
-        "- Captions: `clip01.txt` beside `clip01.mp4`. Optional and strongly recommended; without "
-        "one the trigger phrase alone is the caption."
-    )
-    if rule.unique_names:
-        lines.append("- Base names are unique in the whole archive, subfolders included.")
-    lines.append(
-        "- Videos with fewer than `number_of_frames` frames at `frame_rate` are dropped, unless "
-        "`auto_scale_input` is on."
-    )
-    lines.append("- Ten clips or more are advised.")
-    return lines
-
-
-def _listed(extensions: tuple[str, ...]) -> str:
-    return ", ".join(f"`{extension}`" for extension in extensions)
 
 
 def _fields(
@@ -157,11 +115,14 @@ def _fields(
         lines.append(f"{indent}  {field.get('description', '')}".rstrip())
         if wants_required:
             lines += [f"{indent}  - {fact}" for fact in _facts(field)]
-            items = field.get("items", {})
-            if "$ref" in items:
-                inner = root["$defs"][items["$ref"].rsplit("/", 1)[1]]
-                lines.append(f"{indent}  - Each is an object with:")
-                lines += _fields(root, inner, indent=f"{indent}    ")
+            for says, part in (
+                ("Each is an object with", field.get("items", {})),
+                *(("An object has", option) for option in field.get("anyOf", ())),
+            ):
+                if "$ref" in part:
+                    inner = root["$defs"][part["$ref"].rsplit("/", 1)[1]]
+                    lines.append(f"{indent}  - {says}:")
+                    lines += _fields(root, inner, indent=f"{indent}    ")
     return lines
 
 
@@ -186,6 +147,8 @@ def _facts(field: dict[str, Any]) -> list[str]:
         facts.append(f"Default: `{shown}`")
     if "minimum" in field or "maximum" in field:
         facts.append(f"Range: `{field.get('minimum')}` to `{field.get('maximum')}`")
+    for option in field.get("anyOf", ()):
+        facts += _facts(option)
     if "multipleOf" in field:
         facts.append(f"A multiple of `{field['multipleOf']}`")
     if "enum" in field:
@@ -202,8 +165,11 @@ def _code(language: str, text: str) -> list[str]:
     return [f"```{language}", *text.splitlines(), "```"]
 
 
-def _calls(mode: AnyMode, public_url: str, arguments: dict[str, Any]) -> list[str]:
+def _calls(mode: AnyMode, public_url: str, arguments: dict[str, Any], words: Words) -> list[str]:
     body = json.dumps(arguments, indent=2)
+    uploads = "\n".join(
+        f'{name} = fal_client.upload_file("{file}")' for name, file in words.uploads.items()
+    )
     secure = urlsplit(public_url).scheme == "https"
     host = public_url.partition("://")[2]
     environment = (
@@ -242,14 +208,14 @@ wire.QUEUE_URL_FORMAT = "{public_url}/"
 wire.RUN_URL_FORMAT = "{public_url}/run/"
 wire.REST_URL = wire.CDN_URL = "{public_url}"
 
-url = fal_client.upload_file("clips.zip")
+{uploads}
 result = fal_client.subscribe(
     "{mode.id}",
-    arguments={_python(arguments)},
+    arguments={words.arguments!r},
     with_logs=True,
     on_queue_update=print,
 )
-print(result["lora_file"]["url"])""",
+print(result["{words.result}"]["url"])""",
         ),
         "",
         "### JavaScript",
@@ -268,14 +234,6 @@ const result = await fal.subscribe("{mode.id}", {{
   logs: true,
   onQueueUpdate: (update) => console.log(update.status, update.logs?.at(-1)?.message),
 }});
-console.log(result.data.lora_file.url);""",
+console.log(result.data.{words.result}.url);""",
         ),
     ]
-
-
-def _python(arguments: dict[str, Any]) -> str:
-    """The arguments as Python writes them, with the uploaded file's URL."""
-    others = {name: value for name, value in arguments.items() if name != "training_data_url"}
-    return "".join(
-        ('{"training_data_url": url', *(f', "{k}": {v!r}' for k, v in others.items()), "}")
-    )

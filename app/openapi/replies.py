@@ -98,9 +98,7 @@ RESPONSES: Final[dict[str, dict[str, Any]]] = {
     "UnsupportedBody": reply("The body is not JSON in UTF-8, uncompressed.", "RequestError"),
     "RangeNotSatisfiable": reply("The range begins behind the end of the file.", "RequestError"),
     "InputError": reply("Fields, headers or parameters that break their rules.", "InputError"),
-    "FailedInput": reply(
-        "The training ended with an error in its input.", "InputError", "RequestError"
-    ),
+    "FailedInput": reply("It ended with an error in its input.", "InputError", "RequestError"),
     "QueueFull": reply("More wait than `fal_max_queue_length` or the key allows.", "RequestError"),
     "HeadersTooLarge": reply("The headers are too large.", "RequestError"),
     "Cancelled": reply("The request was cancelled.", "RequestError"),

@@ -2,7 +2,8 @@
 
 from typing import Any, Protocol, TypedDict
 
-from app.db.models import State
+from app import modes
+from app.db.models import Stage, State
 
 
 class Named(Protocol):
@@ -48,3 +49,10 @@ def metrics_of(row: Timed) -> dict[str, float]:
     if row.inference_time is not None:
         return {"inference_time": row.inference_time}
     return {"inference_time": max(0.0, row.finished_at - (row.started_at or row.finished_at))}
+
+
+def stage_of(mode: str, stage: str) -> str:
+    """A row's stage as its mode calls it. A mode that this version lacks has the row's own word."""
+    if stage != Stage.TRAIN:
+        return stage
+    return next((known.gpu_stage for known in modes.all() if known.path == mode), stage)

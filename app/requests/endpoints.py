@@ -45,12 +45,7 @@ from app.storage import Storage
 ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MAX_EVENT_ID: Final = (1 << 63) - 1
 CHECK: Final = "check"
-"""Below a mode's path: the same body, prepared and reported on, but not trained."""
-CHECK_SUMMARY: Final = (
-    "Takes the body of a training and prepares its dataset as the training would, without training "
-    "and for free. The result is the dataset report; what a training would refuse, this refuses "
-    "with the same 422. A training submitted afterwards uses what was prepared here."
-)
+"""Below a mode's path: the same body, prepared and reported on, and nothing else."""
 
 Endpoint = Callable[..., Awaitable[Response]]
 
@@ -135,8 +130,8 @@ def _add_submit(
         return await _result_of(row, storage)
 
     document: dict[str, Any] = {
-        "summary": f"{mode.title}: check a dataset" if is_check else mode.title,
-        "description": CHECK_SUMMARY if is_check else mode.summary,
+        "summary": f"{mode.title}: {mode.check_title}" if is_check else mode.title,
+        "description": mode.check_summary if is_check else mode.summary,
         "openapi_extra": {
             "requestBody": {
                 "required": True,
@@ -149,7 +144,7 @@ def _add_submit(
         },
     }
     for path in (mode.id, mode.path):
-        name = f"{mode.path}_at_{path.replace('/', '_')}"
+        name = f"{mode.path}_at_{path}".replace("/", "_")
         router.add_api_route(
             f"/{path}{suffix}",
             submit,
@@ -209,7 +204,7 @@ def _add_queue(
         row = await service.get(asked)
         found = await asyncio.to_thread(read_report, storage, row.storage_prefix)
         if found is None:
-            raise NotFound("This request has no dataset report (yet).")
+            raise NotFound("This request has no report (yet).")
         return Response(found, 200, {REQUEST_ID: row.id}, media_type="application/json")
 
     async def events(

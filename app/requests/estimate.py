@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 
 from app.clock import iso8601
-from app.modes.base import AnyMode
+from app.modes.base import AnyMode, AnyTraining
 from app.modes.common import TrainerRequest
 from app.requests import measurements
 from app.requests.measurements import Measured
@@ -42,7 +42,7 @@ class DatasetFacts:
 
 class Price(BaseModel):
     usd: float = Field(description="What fal charges for it. This service charges nothing.")
-    billable_units: int = Field(description="Steps that are billed.")
+    billable_units: int = Field(description="Steps of a training, megapixels of a generation.")
     usd_per_unit: float
 
 
@@ -117,7 +117,7 @@ class Estimate(BaseModel):
 
 def estimate(
     session: Session,
-    mode: AnyMode,
+    mode: AnyTraining,
     request: TrainerRequest,
     model: str,
     facts: DatasetFacts | None = None,
@@ -131,23 +131,22 @@ def estimate(
     return Estimate(
         endpoint=mode.id,
         model=model,
-        price=price_of(mode, request),
+        price=price_of(mode, mode.billable_units(request)),
         tokens=tokens,
         time=time_of(mode, request, tokens, measured),
         memory=memory_of(mode, request, tokens, model, measured),
     )
 
 
-def price_of(mode: AnyMode, request: TrainerRequest) -> Price:
-    units = mode.billable_units(request)
+def price_of(mode: AnyMode, units: int) -> Price:
     return Price(
-        usd=float(mode.price_per_step * units),
+        usd=float(mode.price_per_unit * units),
         billable_units=units,
-        usd_per_unit=float(mode.price_per_step),
+        usd_per_unit=float(mode.price_per_unit),
     )
 
 
-def tokens_of(mode: AnyMode, request: TrainerRequest, facts: DatasetFacts | None) -> Tokens:
+def tokens_of(mode: AnyTraining, request: TrainerRequest, facts: DatasetFacts | None) -> Tokens:
     rule = mode.dataset_rule(request)
     assumes = []
     if facts is not None:
@@ -166,7 +165,7 @@ def tokens_of(mode: AnyMode, request: TrainerRequest, facts: DatasetFacts | None
 
 
 def time_of(
-    mode: AnyMode, request: TrainerRequest, tokens: Tokens, measured: Sequence[Measured]
+    mode: AnyTraining, request: TrainerRequest, tokens: Tokens, measured: Sequence[Measured]
 ) -> Time:
     wanted = tokens.video + tokens.audio
     steps = _median(
@@ -205,7 +204,7 @@ def time_of(
 
 
 def memory_of(
-    mode: AnyMode,
+    mode: AnyTraining,
     request: TrainerRequest,
     tokens: Tokens,
     model: str,

@@ -1,7 +1,7 @@
-"""``/{endpoint}/estimate``: POST with a training's body, or GET with its fields as parameters.
+"""``/{endpoint}/estimate``: POST with a mode's body, or GET with its fields as parameters.
 
-``training_data_url`` may be left out: nothing is fetched. In a GET, what is not text is written as
-JSON: ``?number_of_steps=500&with_audio=true&validation=[{"prompt":"a cat"}]``.
+What names files may be left out: nothing is fetched. In a GET, what is not text is written as JSON:
+``?number_of_steps=500&with_audio=true&validation=[{"prompt":"a cat"}]``.
 """
 
 import json
@@ -9,19 +9,23 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from app.auth import Authenticator
 from app.db.engine import AsyncDatabase
 from app.errors import InvalidInput
 from app.hosts import RUN_PREFIX
-from app.modes.base import AnyMode
-from app.modes.common import TrainerRequest
+from app.modes.base import AnyMode, Generation, Training
+from app.modes.common import Input
 from app.requests.body import read_json_bytes
 from app.requests.estimate import Estimate, estimate
+from app.requests.estimate_generation import GenerationEstimate, estimate_generation
 
-NO_ARCHIVE: Final = {"training_data_url": "https://example.com/none.zip"}
-"""In place of the one field that an estimate does not need."""
+ESTIMATES: Final[dict[type[AnyMode], type[BaseModel]]] = {
+    Training: Estimate,
+    Generation: GenerationEstimate,
+}
+"""What the answer is."""
 MAX_JSON_CHARACTERS: Final = 16_384
 """Of one parameter; a whole URL may have no more."""
 
@@ -29,7 +33,7 @@ MAX_JSON_CHARACTERS: Final = 16_384
 def make_router(
     modes: Iterable[AnyMode], database: AsyncDatabase, authenticate: Authenticator, model: str
 ) -> APIRouter:
-    """Routes of all ``modes``, for trainings with ``model``."""
+    """Routes of all ``modes``, for work with ``model``."""
     router = APIRouter()
     for mode in modes:
         _add(router, mode, database, authenticate, model)
@@ -43,31 +47,40 @@ def _add(
     authenticate: Authenticator,
     model: str,
 ) -> None:
-    async def by_body(request: Request, owner: Annotated[str, Depends(authenticate)]) -> Estimate:
+    async def by_body(request: Request, owner: Annotated[str, Depends(authenticate)]) -> BaseModel:
         return await answer(await read_json_bytes(request), "body")
 
-    async def by_query(request: Request, owner: Annotated[str, Depends(authenticate)]) -> Estimate:
+    async def by_query(request: Request, owner: Annotated[str, Depends(authenticate)]) -> BaseModel:
         fields = _fields(mode, dict(request.query_params))
         return await answer(json.dumps(fields).encode(), "query")
 
-    async def answer(body: bytes, where: str) -> Estimate:
+    async def answer(body: bytes, where: str) -> BaseModel:
         given = _parse(mode, body, where)
-        return await database.read(estimate, mode, given, model)
+        match mode:
+            case Training():
+                return await database.read(estimate, mode, given, model)
+            case Generation():
+                return estimate_generation(mode, given, model)
+        raise AssertionError(f"{mode.path} has no estimate")
 
     for path in (mode.id, mode.path):
         # A client's synchronous run of it: there is nothing to wait for.
         router.add_api_route(
-            f"{RUN_PREFIX}/{path}/estimate", by_body, methods=["POST"], include_in_schema=False
+            f"{RUN_PREFIX}/{path}/estimate",
+            by_body,
+            methods=["POST"],
+            response_model=ESTIMATES[type(mode)],
+            include_in_schema=False,
         )
         for method, endpoint in (("GET", by_query), ("POST", by_body)):
             router.add_api_route(
                 f"/{path}/estimate",
                 endpoint,
                 methods=[method],
-                response_model=Estimate,
+                response_model=ESTIMATES[type(mode)],
                 summary=f"{mode.title}: price, time and memory",
-                description="For the body of a training; nothing is submitted or fetched.",
-                operation_id=f"estimate_{method.lower()}_{mode.path}_at_{path.replace('/', '_')}",
+                description="For the body of a submit; nothing is submitted or fetched.",
+                operation_id=f"estimate_{method.lower()}_{mode.path}_at_{path}".replace("/", "_"),
                 openapi_extra=_takes(mode) if method == "POST" else None,
             )
 
@@ -82,13 +95,13 @@ def _takes(mode: AnyMode) -> dict[str, Any]:
     }
 
 
-def _parse(mode: AnyMode, body: bytes, where: str) -> TrainerRequest:
-    """Raises `InvalidInput`."""
-    model: type[TrainerRequest] = mode.request_model
+def _parse(mode: AnyMode, body: bytes, where: str) -> Any:
+    """A request of the mode's. Raises `InvalidInput`."""
+    model: type[Input] = mode.request_model
     try:
         given = json.loads(body)
         if isinstance(given, dict):
-            body = json.dumps({**NO_ARCHIVE, **given}).encode()
+            body = json.dumps({**mode.stand_ins, **given}).encode()
     except (ValueError, RecursionError):
         pass  # pydantic says it better
     try:

@@ -183,7 +183,7 @@ def progress(
 
 
 def advance(session: Session, claim: Claim, prepared: Mapping[str, Any]) -> State:
-    """Prepared: queue it for training, with a fresh budget of attempts. Raises `LeaseLost`.
+    """Prepared: queue it for the GPU, with a fresh budget of attempts. Raises `LeaseLost`.
 
     Returns:
         `State.QUEUED`, or `State.COMPLETED` when a cancel had been asked for.
@@ -201,11 +201,11 @@ def advance(session: Session, claim: Claim, prepared: Mapping[str, Any]) -> Stat
 def prepare_again(session: Session, claim: Claim) -> State:
     """What was prepared is gone from the store: back to the prepare stage. Raises `LeaseLost`."""
     row = _owned(session, claim)
-    _end_attempt(session, claim.token, Outcome.RELEASED, "the prepared dataset is gone")
+    _end_attempt(session, claim.token, Outcome.RELEASED, "what was prepared is gone")
     log(
         session,
         row.id,
-        Log("The prepared dataset is gone from the store; preparing it again.", "WARN"),
+        Log("What was prepared is gone from the store; preparing it again.", "WARN"),
     )
     if row.cancel_requested_at is None:
         row.stage = Stage.PREPARE

@@ -11,6 +11,7 @@ from app.clock import iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import Request
 from app.errors import ExpiredRequest, UnknownRequest
+from app.requests.answers import stage_of
 from app.requests.schemas import WIRE_STATUS, Listed, RequestList
 
 DEFAULT_LIMIT: Final = 20
@@ -78,7 +79,7 @@ def _listed(row: Request, public_url: str) -> Listed:
             "cancel_url": f"{base}/cancel",
             "endpoint": row.endpoint,
             "status": WIRE_STATUS[row.state],
-            "stage": row.stage,
+            "stage": stage_of(row.mode, row.stage),
             "progress": row.progress,
             "created_at": iso8601(row.created_at),
             "finished_at": None if row.finished_at is None else iso8601(row.finished_at),

@@ -23,7 +23,9 @@ def make_router(authenticate: Authenticator) -> APIRouter:
     async def absent(rest: Annotated[str, "the path below the namespace"]) -> None:
         if "requests" in rest.split("/"):
             raise UnknownRequest
-        raise NotFound("Workflows do not run here: this service has trainers only (/llms.txt).")
+        raise NotFound(
+            "Workflows do not run here: this service has endpoints of its own only (/llms.txt)."
+        )
 
     for namespace in NAMESPACES:
         for prefix in ("", RUN_PREFIX):

@@ -10,7 +10,8 @@ from sqlalchemy import ColumnElement, not_, select, update
 from sqlalchemy.orm import Session
 
 from app.clock import db_now
-from app.db.models import Attempt, Outcome, Request, Stage, State
+from app.db.models import Attempt, Outcome, Request, State
+from app.requests.answers import stage_of
 from app.requests.lifecycle import (
     ATTEMPTS_LIMIT,
     Log,
@@ -24,7 +25,8 @@ from app.requests.lifecycle import (
 BATCH = 100
 """Rows per pass and kind: a pass stays short, and the next one is seconds away."""
 
-WORK = {Stage.PREPARE: "preparing the dataset", Stage.TRAIN: "training"}
+WORK = {"prepare": "preparing", "train": "training", "generate": "generating"}
+"""Of each stage, as `answers.stage_of` calls it."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ def _lose(session: Session, row: Request, attempts_limit: int, reaped: Reaped) -
             row.id,
             Log(
                 f"The worker was lost (attempt {row.attempts_used} of {attempts_limit}). "
-                "Another one goes on from the newest checkpoint.",
+                "Another one goes on, from the newest checkpoint where there is one.",
                 "WARN",
             ),
         )
@@ -93,10 +95,10 @@ def _lose(session: Session, row: Request, attempts_limit: int, reaped: Reaped) -
 def _give_up(session: Session, row: Request, attempts_limit: int, reaped: Reaped) -> None:
     """``row`` has cost enough workers."""
     text = (
-        f"The worker was lost while {WORK[Stage(row.stage)]}, {row.attempts_used} of "
+        f"The worker was lost while {WORK[stage_of(row.mode, row.stage)]}, {row.attempts_used} of "
         f"{1 if row.no_retry else attempts_limit} attempts: the machine went away, or the "
         "process was killed for the memory it used. Nothing is billed. If other requests "
-        "succeed, try a lower resolution, fewer frames or a smaller dataset."
+        "succeed, try a lower resolution, fewer frames or smaller files."
     )
     log(session, row.id, Log(text, "ERROR"))
     finish(

@@ -1,4 +1,4 @@
-"""Removing what is older than the retention: requests, uploads, prepared datasets.
+"""Removing what is older than the retention: requests, uploads, what was prepared for requests.
 
 Files go first and what names them last: who dies in between leaves something that the next pass
 finds again, never a file that nobody knows. Any number of gateways may do it at once; what one has
@@ -29,13 +29,19 @@ BATCH: Final = 100
 UNFINISHED_AFTER_S: Final = 24 * 3600.0
 """An upload that is not whole by then never will be: its URL has ended."""
 UNCLAIMED_FOR_S: Final = 3600.0
-"""How long a prepared dataset that no request names stays: a worker that has just stored it is
+"""How long what no request names stays: a worker that has just stored it is
 about to say so, and may write a debug archive first."""
 
 UPLOADS: Final = "uploads"
 PREPARED: Final = "prepared"
-MANIFEST_FILE: Final = "manifest.json"
-"""Of `preprocessing.manifest`, which the service does not import: with it, a dataset is whole."""
+"""Datasets and sources, fitted (`workers.prepare`, `workers.prepare_generation`)."""
+LORAS: Final = "loras"
+LINKS: Final = "links"
+"""LoRA files, and which of them a URL led to (`workers.loras`)."""
+SHARED: Final = (PREPARED, LORAS, LINKS)
+"""Prefixes of folders that are named by their content and may serve any number of requests."""
+MARKERS: Final = ("manifest.json", "source.json")
+"""Of `preprocessing.manifest`, which the service does not import: with it, a folder is whole."""
 NOBODY: Final = ""
 """Owner of a file that was uploaded before uploads had rows."""
 
@@ -114,10 +120,12 @@ class Retention:
         return await self.database.write(forget_upload, key)
 
     async def _sweep_prepared(self) -> int:
-        """Datasets that no unexpired request was prepared to, for a while."""
-        keys = await asyncio.to_thread(self.storage.list_keys, PREPARED)
-        stored = {"/".join(key.split("/")[:2]) for key in keys}
-        unclaimed = stored - await self.database.read(claimed_datasets)
+        """Folders that no unexpired request was prepared to, for a while."""
+        stored = set[str]()
+        for prefix in SHARED:
+            keys = await asyncio.to_thread(self.storage.list_keys, prefix)
+            stored |= {"/".join(key.split("/")[:2]) for key in keys}
+        unclaimed = stored - await self.database.read(claimed_folders)
         now = self.clock()
         since = {key: self._unclaimed_since.get(key, now) for key in unclaimed}
         self._unclaimed_since = since
@@ -125,11 +133,12 @@ class Retention:
         if not due:
             return 0
         # Once more, and closer: somebody may have asked for the same meanwhile.
-        claimed = await self.database.read(claimed_datasets)
+        claimed = await self.database.read(claimed_folders)
         due = [key for key in due if key not in claimed]
         for key in due:
-            # Without it there is no dataset: nobody takes the files that go next for one.
-            await asyncio.to_thread(self.storage.delete, f"{key}/{MANIFEST_FILE}")
+            # Without it there is nothing: nobody takes the files that go next for the whole.
+            for marker in MARKERS:
+                await asyncio.to_thread(self.storage.delete, f"{key}/{marker}")
             await asyncio.to_thread(self.storage.delete_tree, key)
             del since[key]
         return len(due)
@@ -221,12 +230,14 @@ def adopt(session: Session, keys: Iterable[str]) -> None:
             session.execute(insert(Upload).values(key=key, owner=NOBODY, stored_at=db_now()))
 
 
-def claimed_datasets(session: Session) -> set[str]:
-    """Storage prefixes of prepared datasets that unexpired requests were prepared to."""
+def claimed_folders(session: Session) -> set[str]:
+    """Folders below `SHARED` that unexpired requests were prepared to: ``key`` of a dataset or a
+    source, ``key`` and ``link`` of each of its ``loras``."""
     found = session.scalars(
         select(Request.prepared).where(Request.prepared.is_not(None), Request.expired_at.is_(None))
     )
-    return {prepared["key"] for prepared in found if prepared and "key" in prepared}
+    claims = [claim for one in found if one for claim in (one, *one.get("loras", ()))]
+    return {claim[name] for claim in claims for name in ("key", "link") if claim.get(name)}
 
 
 def _is_due(retention_s: float) -> ColumnElement[bool]:

@@ -8,6 +8,9 @@ from app.db.models import State
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 
+StageName = Literal["prepare", "train", "generate"]
+"""`Stage.PREPARE`, and what the mode calls the other one."""
+
 WIRE_STATUS: Final[dict[str, Status]] = {
     State.QUEUED: "IN_QUEUE",
     State.RUNNING: "IN_PROGRESS",
@@ -59,7 +62,7 @@ class Listed(Reference):
 
     endpoint: str
     status: Status
-    stage: Literal["prepare", "train"]
+    stage: StageName
     progress: dict[str, Any] | None
     created_at: str = Field(description="ISO 8601, UTC.")
     finished_at: str | None
@@ -85,7 +88,7 @@ class Events(BaseModel):
     """One page of a request's events, and how far it is."""
 
     status: Status
-    stage: Literal["prepare", "train"]
+    stage: StageName
     progress: dict[str, Any] | None
     events: list[LiveEvent]
     after: int = Field(description="Pass it as `after` to get what follows.")

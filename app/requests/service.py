@@ -12,9 +12,9 @@ from app.db.models import RANK, LogLine, Purpose, Request, State
 from app.errors import ExpiredRequest, InvalidInput, QueueFull, UnknownRequest
 from app.keys.limits import QueueRoom
 from app.modes.base import AnyMode
-from app.modes.common import TrainerRequest
+from app.modes.common import Input
 from app.requests import lifecycle, repeats, repository
-from app.requests.answers import metrics_of, urls
+from app.requests.answers import metrics_of, stage_of, urls
 from app.requests.options import SubmitOptions
 from app.requests.schemas import (
     WIRE_STATUS,
@@ -74,7 +74,7 @@ class Taken:
 
 class RequestService:
     """``on_queued`` is called after a commit that made work; ``check_webhook`` raises for a URL
-    that nothing will be sent to."""
+    that nothing will be sent to, ``check_sources`` for one that nothing will be read from."""
 
     def __init__(
         self,
@@ -82,6 +82,7 @@ class RequestService:
         public_url: str,
         on_queued: Callable[[], None],
         check_webhook: Callable[[str], None],
+        check_sources: Callable[[AnyMode, Input], None],
         dedupe_window_s: float = 0.0,
         retention_s: float = 0.0,
     ) -> None:
@@ -89,6 +90,7 @@ class RequestService:
         self._public_url = public_url
         self._on_queued = on_queued
         self._check_webhook = check_webhook
+        self._check_sources = check_sources
         self.watcher = Watcher(self.snapshots)
         self._dedupe_window_s = dedupe_window_s
         self.retention_s = retention_s
@@ -97,7 +99,7 @@ class RequestService:
         self,
         mode: AnyMode,
         owner: str,
-        request: TrainerRequest,
+        request: Input,
         options: SubmitOptions,
         purpose: Purpose = Purpose.TRAIN,
     ) -> tuple[Submitted, bool]:
@@ -109,9 +111,10 @@ class RequestService:
         Raises:
             QueueFull: more wait than the caller's limit.
             QueueLimitReached: as many of this owner wait as its key may have.
-            InvalidInput: its idempotency key was used for another request, or the webhook's URL
-                leads where none is sent.
+            InvalidInput: its idempotency key was used for another request, or a URL leads where
+                nothing is sent to or read from.
         """
+        self._check_sources(mode, request)
         if options.webhook_url is not None:
             self._check_webhook(options.webhook_url)
         input = request.model_dump(mode="json")
@@ -282,7 +285,7 @@ def _events(session: Session, asked: Asked, after: int) -> Events:
     return Events.model_validate(
         {
             "status": WIRE_STATUS[row.state],
-            "stage": row.stage,
+            "stage": stage_of(row.mode, row.stage),
             "progress": row.progress,
             "events": events,
             "after": events[-1].id if events else after,

@@ -1,6 +1,7 @@
 """Bodies of uploads: streamed to a file aside, within the limits, then put into the store."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ WRITE_BYTES: Final = 1024 * 1024
 
 STALL_S: Final = 60.0
 """A client that sends nothing for so long is gone."""
+
+MIN_RATE_BYTES_S: Final = 1024.0
+"""On average, once `STALL_S` have passed: slower than any line that an archive is sent over."""
 
 GROWTH_BYTES: Final = 64 * 1024 * 1024
 """Room taken ahead for a body that does not say how long it is."""
@@ -115,6 +119,7 @@ class _Body:
     async def receive(self) -> None:
         """Stream the body to `path`. Raises as soon as it is known to be too large."""
         chunks = aiter(self.request.stream())
+        started = time.monotonic()
         buffer = bytearray()
         size = 0
         with self.path.open("xb") as file:
@@ -122,6 +127,7 @@ class _Body:
                 size += len(chunk)
                 if size > self.max_bytes:
                     raise self._too_large()
+                _check_rate(size, time.monotonic() - started)
                 if size > self.room:
                     ahead = min(size + GROWTH_BYTES, self.max_bytes)
                     self.room = await self.database.write(
@@ -149,6 +155,12 @@ def _admit(session: Session, ticket: str, key: str, owner: str, size_bytes: int)
     room = ledger.reserve(session, ticket, owner, size_bytes)
     ledger.begin(session, key, owner)
     return room
+
+
+def _check_rate(size_bytes: int, seconds: float) -> None:
+    """Raises `BadRequest` for a body that trickles."""
+    if seconds > STALL_S and size_bytes < MIN_RATE_BYTES_S * seconds:
+        raise BadRequest(f"The upload is slower than {MIN_RATE_BYTES_S:.0f} bytes per second.")
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:

@@ -9,6 +9,7 @@ from preprocessing.media.playable import write_playable
 from preprocessing.media.probe import probe_video
 from preprocessing.media.scenes import detect_scenes
 from preprocessing.media.sound import fit_audio
+from preprocessing.media.source_fit import fit_source
 from preprocessing.media.timeline import Span
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "fit_audio",
     "fit_excerpt",
     "fit_mask",
+    "fit_source",
     "fit_video",
     "probe_and_fit_image",
     "probe_video",

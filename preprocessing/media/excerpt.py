@@ -18,9 +18,27 @@ from preprocessing.rules import (
 )
 
 
-def frames_at(timeline: Timeline, frame_rate: int) -> int:
+def frames_at(timeline: Timeline, frame_rate: int | Fraction) -> int:
     """How many frames a clip has when it is played at ``frame_rate``; halves count as one."""
     return int(timeline.duration * frame_rate + Fraction(1, 2))
+
+
+def first_frames(timeline: Timeline, rate: Fraction, count: int) -> list[int]:
+    """``count`` frames from the clip's start on: those that come on screen nearest to i / rate."""
+    every, last = 1 / rate, timeline.num_frames - 1
+    if timeline.counts_at(rate):
+        return [min(i, last) for i in range(count)]
+    return [timeline.nearest(i * every, every) for i in range(count)]
+
+
+def last_frames(timeline: Timeline, rate: Fraction, count: int) -> list[int]:
+    """``count`` frames up to the clip's end: those that leave the screen nearest to i / rate before
+    it."""
+    every, last = 1 / rate, timeline.num_frames - 1
+    if timeline.counts_at(rate):
+        return [max(last - i, 0) for i in reversed(range(count))]
+    end = timeline.duration
+    return [timeline.nearest_end(end - i * every, every) for i in reversed(range(count))]
 
 
 def plan_excerpt(timeline: Timeline, rule: ValidationRule) -> FramePlan:
@@ -32,24 +50,16 @@ def plan_excerpt(timeline: Timeline, rule: ValidationRule) -> FramePlan:
     is repeated in front. A clip of that rate, or nearly, is counted off one by one from its anchor.
     """
     rate = Fraction(rule.frame_rate)
-    every, end = 1 / rate, timeline.duration
-    last = timeline.num_frames - 1
-    one_by_one = timeline.counts_at(rate)
+    end = timeline.duration
     there = min(frames_at(timeline, rule.frame_rate), rule.num_frames)
     if rule.anchor == "start":
         num_frames = snap_num_frames(there)
         window = Span(Fraction(0), num_frames / rate)
-        indices = [
-            min(i, last) if one_by_one else timeline.nearest(i * every, every)
-            for i in range(num_frames)
-        ]
+        indices = first_frames(timeline, rate, num_frames)
     else:
         num_frames = snap_num_frames(there + LATENT_STRIDE_FRAMES - 1)
         window = Span(end - num_frames / rate, end)
-        indices = [
-            max(last - i, 0) if one_by_one else timeline.nearest_end(end - i * every, every)
-            for i in reversed(range(there))
-        ]
+        indices = last_frames(timeline, rate, there)
         indices[:0] = [indices[0]] * (num_frames - there)
     seen = timeline.frames_in(Span(max(window.start, Fraction(0)), window.end))
     return FramePlan(tuple(indices), rate, window, Fraction(1), len(seen))

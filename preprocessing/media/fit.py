@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import av
 import numpy as np
@@ -120,7 +120,17 @@ def _fit(clip: Clip, span: Span, rule: DatasetRule, out: Path) -> FittedVideo:
     )
 
 
-def write_frames(clip: Clip, chosen: FramePlan, rule: DatasetRule, out: Path) -> Cover:
+class Size(Protocol):
+    """Pixels that a frame is fitted to."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+
+def write_frames(clip: Clip, chosen: FramePlan, size: Size, out: Path) -> Cover:
     """Decode, fit and write the chosen frames. Raises `MissingFrames` where one does not come."""
     places: dict[int, list[int]] = defaultdict(list)
     for place, index in enumerate(chosen.indices):
@@ -128,10 +138,10 @@ def write_frames(clip: Clip, chosen: FramePlan, rule: DatasetRule, out: Path) ->
     first, last = min(places), max(places)
     with (
         open_video(clip.path, clip.name) as (container, _),
-        _FrameFile(out, len(chosen.indices), rule) as frames,
+        _FrameFile(out, len(chosen.indices), size) as frames,
     ):
         stream = video_stream(container, clip.name)
-        fitter = FrameFitter(rule.width, rule.height, lambda: stream.sample_aspect_ratio, clip.name)
+        fitter = FrameFitter(size.width, size.height, lambda: stream.sample_aspect_ratio, clip.name)
         for index, frame in numbered(container, stream, clip, first):
             if index in places:
                 fitted = fitter.fit(frame)
@@ -169,17 +179,17 @@ class _FrameFile:
     process where writing raises `OSError`.
     """
 
-    def __init__(self, out: Path, num_frames: int, rule: DatasetRule) -> None:
+    def __init__(self, out: Path, num_frames: int, size: Size) -> None:
         self._file = out.open("wb")
-        shape = (num_frames, rule.height, rule.width, 3)
+        shape = (num_frames, size.height, size.width, 3)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
         self._begin = self._file.tell()
-        self._frame_size = rule.height * rule.width * 3
+        self._frame_size = size.height * size.width * 3
         if hasattr(os, "posix_fallocate"):
             # A disk without room for the sample says so before anything is decoded.
-            size = self._begin + num_frames * self._frame_size
-            os.posix_fallocate(self._file.fileno(), 0, size)
+            size_bytes = self._begin + num_frames * self._frame_size
+            os.posix_fallocate(self._file.fileno(), 0, size_bytes)
 
     def write(self, place: int, frame: Pixels) -> None:
         self._file.seek(self._begin + place * self._frame_size)

@@ -49,16 +49,19 @@ class FittedMask:
     warnings: tuple[str, ...] = ()
 
 
-def fit_mask(path: Path, name: str, clip: Clip, fitted: FittedVideo, out: Path) -> FittedMask:
+def fit_mask(
+    path: Path, name: str, clip: Clip, fitted: FittedVideo, out: Path, *, pad: bool = False
+) -> FittedMask:
     """Write the mask of the sample ``fitted``, cut from ``clip``, to ``out`` as .npy.
 
     ``path`` is an image, which holds for every frame, or a video. A video mask that ends before its
-    clip keeps showing its last frame; what it has beyond its clip is not looked at.
+    clip keeps showing its last frame; what it has beyond its clip is not looked at. ``pad`` is for
+    samples of any size: their edge goes on to the next whole cell.
 
     Raises `MediaError` for a mask that can't be read, that regenerates nothing or everything, and
     for a video mask of a clip that keeps no steady time.
     """
-    mask = LatentMask(fitted.num_frames, fitted.height, fitted.width)
+    mask = LatentMask(fitted.num_frames, fitted.height, fitted.width, pad=pad)
     if is_image(path):
         shape, how = _put_image(path, name, fitted, mask)
     else:

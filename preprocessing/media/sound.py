@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import av
 import numpy as np
@@ -17,7 +17,6 @@ from preprocessing.media.containers import open_video
 from preprocessing.media.decode import decoded_sound, sound_stream
 from preprocessing.media.stretch import resampled, stretched
 from preprocessing.names import short
-from preprocessing.rules import DatasetRule
 
 PEAK: Final = 10 ** (-1 / 20)
 """Where the loudest sample goes: -1 dBFS, so that no later resampling or coding clips."""
@@ -39,7 +38,17 @@ Samples = npt.NDArray[np.float32]
 """[2, S]"""
 
 
-def fit_audio(clip: Clip, fitted: FittedVideo, rule: DatasetRule, out: Path) -> FittedAudio:
+class SoundRule(Protocol):
+    """What is asked of a soundtrack (`preprocessing.rules.DatasetRule` has it)."""
+
+    @property
+    def audio_normalize(self) -> bool: ...
+
+    @property
+    def audio_preserve_pitch(self) -> bool: ...
+
+
+def fit_audio(clip: Clip, fitted: FittedVideo, rule: SoundRule, out: Path) -> FittedAudio:
     """Write the sound of exactly the window that ``fitted`` shows to ``out``.
 
     float32 [2, S] in [-1, 1] with S = round(F / frame_rate * sample_rate), at the file's own rate

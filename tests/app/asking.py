@@ -4,11 +4,14 @@ import copy
 from typing import Any, NamedTuple
 
 from app import modes
-from app.modes.base import AnyMode
+from app.modes.base import AnyMode, Generation, Training
 from tests.app.conftest import Gateway, row
 
 MISSING: Any = object()
 """In place of a value: the field is left out."""
+
+TRAININGS = [mode for mode in modes.all() if isinstance(mode, Training)]
+GENERATIONS = [mode for mode in modes.all() if isinstance(mode, Generation)]
 
 PROMPT = {"prompt": "a"}
 VIDEO = {**PROMPT, "video_url": "https://example.com/a.mp4"}

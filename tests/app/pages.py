@@ -104,7 +104,10 @@ def _fields(document: dict[str, Any], schema: dict[str, Any]) -> Table:
 def _facts(document: dict[str, Any], property: dict[str, Any]) -> dict[str, Any]:
     facts = {name: property[name] for name in FACTS if name in property}
     if "anyOf" in property:
-        facts["type"] = [choice["type"] for choice in property["anyOf"]]
+        # An object's name stands for it; its own fields have a test of their own.
+        options = property["anyOf"]
+        facts["type"] = [o.get("type") or o["$ref"].rpartition("/")[2] for o in options]
+        facts |= {name: o[name] for o in options for name in FACTS[3:] if name in o}
     if "$ref" in facts.get("items", {}):
         facts["items"] = _fields(document, facts["items"])
     return facts

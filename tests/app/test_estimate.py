@@ -12,7 +12,7 @@ from app.db.models import Attempt, Stage
 from app.requests import lifecycle
 from app.requests.estimate import DatasetFacts, estimate
 from app.requests.lifecycle import Happened
-from tests.app.asking import example, parsed
+from tests.app.asking import TRAININGS, example, parsed
 from tests.app.conftest import Gateway, put, running, submit
 from tests.app.test_lifecycle import claimed, do
 
@@ -67,15 +67,15 @@ def of(
         return estimate(session, modes.by_path("t2v"), request, model, dataset)
 
 
-@pytest.mark.parametrize("mode", modes.all(), ids=lambda mode: mode.path)
+@pytest.mark.parametrize("mode", TRAININGS, ids=lambda mode: mode.path)
 @pytest.mark.parametrize("form", ["/{path}/estimate", "/{id}/estimate", "/run/{id}/estimate"])
-def test_every_mode_by_body(shared_gateway: Gateway, mode: Any, form: str) -> None:
+def test_every_training_by_body(shared_gateway: Gateway, mode: Any, form: str) -> None:
     body = {**example(mode), "number_of_steps": 2000}
     reply = shared_gateway.client.post(form.format(path=mode.path, id=mode.id), json=body)
     assert reply.status_code == 200, reply.text
     found = reply.json()
     assert found["endpoint"] == mode.id
-    assert found["price"]["usd"] == float(mode.price_per_step * 2000)
+    assert found["price"]["usd"] == float(mode.price_per_unit * 2000)
     assert found["time"]["total_seconds"] is None
     assert "nothing was measured" in found["time"]["reason"]
     assert found["memory"]["least_bytes"] is None

@@ -1,11 +1,17 @@
-"""The service knows four modules of data of the libraries, and nothing else of them."""
+"""The service knows five modules of data of the libraries, and nothing else of them."""
 
 import ast
 from pathlib import Path
 
 import app
 
-ALLOWED = {"preprocessing.rules", "trainer.capacity", "trainer.plan", "trainer.spec"}
+ALLOWED = {
+    "preprocessing.rules",
+    "trainer.capacity",
+    "trainer.generation",
+    "trainer.plan",
+    "trainer.spec",
+}
 LIBRARIES = ("preprocessing", "trainer", "workers")
 
 

@@ -45,7 +45,7 @@ def test_as_the_protocol_has_it(shared_gateway: Gateway) -> None:
         "with_audio": pages.boolean(False),
         "validation": pages.entries(prompt=pages.PROMPT, video_url=pages.URL),
     }
-    assert MODE.price_per_step == Decimal("0.0061")
+    assert MODE.price_per_unit == Decimal("0.0061")
 
 
 BAD = [

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 
 from app import modes
-from app.modes.base import AnyMode
+from app.modes.base import AnyGeneration, AnyMode, AnyTraining
+from app.modes.canvas import Canvas
 from preprocessing.rules import AudioPolicy
-from tests.app.asking import example
+from tests.app.asking import GENERATIONS, TRAININGS, example
 from tests.app.conftest import Gateway, row
 
 every_mode = pytest.mark.parametrize("mode", modes.all(), ids=lambda mode: mode.path)
+every_training = pytest.mark.parametrize("mode", TRAININGS, ids=lambda mode: mode.path)
+every_generation = pytest.mark.parametrize("mode", GENERATIONS, ids=lambda mode: mode.path)
 
 
 def post(gateway: Gateway, path: str, body: dict[str, Any]) -> Any:
@@ -26,7 +29,7 @@ def test_it_is_whole(mode: AnyMode) -> None:
     assert modes.by_path(mode.path) is mode
     assert mode.id == f"{mode.app}/{mode.path}"
     assert mode.app.count("/") == 1
-    assert mode.price_per_step > Decimal(0)
+    assert mode.price_per_unit > Decimal(0)
     assert mode.title
     assert mode.summary
     schema = mode.request_model.model_json_schema()
@@ -61,13 +64,13 @@ REFUSED: list[tuple[str, dict[str, Any], list[str | int], str]] = [
 ]
 
 
-@every_mode
+@every_training
 @pytest.mark.parametrize(
     ("change", "loc", "type"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED]
 )
-def test_what_no_mode_takes(
+def test_what_no_training_takes(
     shared_gateway: Gateway,
-    mode: AnyMode,
+    mode: AnyTraining,
     change: dict[str, Any],
     loc: list[str | int],
     type: str,
@@ -80,8 +83,8 @@ def test_what_no_mode_takes(
     assert reply.headers["x-fal-billable-units"] == "0"
 
 
-@every_mode
-def test_three_previews_are_too_many(shared_gateway: Gateway, mode: AnyMode) -> None:
+@every_training
+def test_three_previews_are_too_many(shared_gateway: Gateway, mode: AnyTraining) -> None:
     body = example(mode)
     body["validation"] *= 3
     (detail,) = post(shared_gateway, mode.path, body).json()["detail"]
@@ -90,8 +93,8 @@ def test_three_previews_are_too_many(shared_gateway: Gateway, mode: AnyMode) -> 
     assert detail["ctx"] == {"max_length": 2}
 
 
-@every_mode
-def test_every_part_of_a_preview_is_required(shared_gateway: Gateway, mode: AnyMode) -> None:
+@every_training
+def test_every_part_of_a_preview_is_required(shared_gateway: Gateway, mode: AnyTraining) -> None:
     (entry,) = example(mode)["validation"]
     for missing in entry:
         broken = {name: value for name, value in entry.items() if name != missing}
@@ -101,8 +104,8 @@ def test_every_part_of_a_preview_is_required(shared_gateway: Gateway, mode: AnyM
         assert detail["type"] == "missing"
 
 
-@every_mode
-def test_one_request_means_the_same_everywhere(mode: AnyMode) -> None:
+@every_training
+def test_one_request_means_the_same_everywhere(mode: AnyTraining) -> None:
     request = mode.request_model.model_validate(
         {
             **example(mode),
@@ -136,8 +139,8 @@ def test_one_request_means_the_same_everywhere(mode: AnyMode) -> None:
     assert mode.billable_units(request) == 300
 
 
-@every_mode
-def test_sources_go_with_the_previews(mode: AnyMode) -> None:
+@every_training
+def test_sources_go_with_the_previews(mode: AnyTraining) -> None:
     body = example(mode)
     (entry,) = body["validation"]
     request = mode.request_model.model_validate(
@@ -157,11 +160,36 @@ def test_sources_go_with_the_previews(mode: AnyMode) -> None:
     assert not rule.with_audio or mode.dataset_rule(request).audio == AudioPolicy.REQUIRED
 
 
-@every_mode
-def test_without_previews_nothing_is_fetched(mode: AnyMode) -> None:
+@every_training
+def test_without_previews_nothing_is_fetched(mode: AnyTraining) -> None:
     request = mode.request_model.model_validate({**example(mode), "validation": []})
     assert mode.validation_rule(request) is None
     assert mode.validation_sources(request) == []
+
+
+@every_training
+def test_a_training_is_billed_by_its_steps(mode: AnyTraining) -> None:
+    for steps, units in ((100, 100), (300, 300), (20_000, 20_000)):
+        body = {**example(mode), "number_of_steps": steps}
+        assert mode.billable_units(mode.request_model.model_validate(body)) == units
+
+
+@every_generation
+def test_a_generation_is_billed_by_its_pixels(mode: AnyGeneration) -> None:
+    units = mode.billable_units(Canvas(1280, 720), 121)
+    assert (units, round(mode.price_per_unit * units, 4)) == (112, Decimal("0.2696"))
+
+
+@every_generation
+def test_a_generation_says_what_it_needs(mode: AnyGeneration) -> None:
+    """An estimate without the stand-ins is one of the same request."""
+    body = example(mode)
+    assert mode.stand_ins.keys() == set(mode.request_model.model_json_schema()["required"])
+    request = mode.request_model.model_validate({**body, "seed": None})
+    spec = mode.generation_spec(request, Canvas(640, 384), 7, ())
+    assert (spec.width, spec.height, spec.seed, spec.loras) == (640, 384, 7, ())
+    assert (spec.num_frames, spec.frame_rate) == (request.num_frames, request.frame_rate)
+    assert spec.prompt == body["prompt"]
 
 
 def test_paths_ids_and_titles_are_unique() -> None:
@@ -169,12 +197,18 @@ def test_paths_ids_and_titles_are_unique() -> None:
         assert len(set(names)) == len(modes.all())
 
 
-PRICES = {"t2v": "0.006", "inpaint": "0.0024", "outpaint": "0.006", "extend-suffix": "0.0061"}
+PRICES = {
+    "t2v": "0.006",
+    "inpaint": "0.0024",
+    "outpaint": "0.006",
+    "extend-suffix": "0.0061",
+    "outpaint/lora": "0.0024075",
+}
 
 
 @pytest.mark.parametrize(("path", "price"), PRICES.items())
 def test_prices(path: str, price: str) -> None:
-    assert modes.by_path(path).price_per_step == Decimal(price)
+    assert modes.by_path(path).price_per_unit == Decimal(price)
 
 
 @pytest.fixture

@@ -6,8 +6,21 @@ from typing import Any
 import pytest
 
 from app import modes
+from app.modes import generation
 from tests.app.conftest import Gateway
-from tests.app.pages import AUDIO, COMMON, PROMPT, URL, Table, boolean, entries, integer, served
+from tests.app.pages import (
+    AUDIO,
+    COMMON,
+    PROMPT,
+    URL,
+    Table,
+    boolean,
+    choice,
+    entries,
+    integer,
+    number,
+    served,
+)
 
 CORNER: dict[str, Any] = {
     "type": "array",
@@ -43,10 +56,52 @@ PAGES: dict[str, Table] = {
         "with_audio": boolean(False),
         "validation": entries(prompt=PROMPT, video_url=URL),
     },
+    "outpaint/lora": {
+        "prompt": PROMPT,
+        "video_url": URL,
+        "resolution": {
+            "type": ["ImageSize", "string"],
+            "default": "landscape_16_9",
+            "enum": [
+                *("square_hd", "square", "portrait_4_3", "portrait_16_9"),
+                *("landscape_4_3", "landscape_16_9", "auto"),
+            ],
+        },
+        "aspect_ratio": choice("16:9", "21:9", "16:9", "4:3", "1:1", "3:4", "9:16", "9:21"),
+        "output_resolution": choice("720p", "480p", "720p", "1080p"),
+        "source_scale": number(0.75, 0.25, 1),
+        "video_strength": number(1, 0, 1),
+        "num_frames": integer(121, 9, 481),
+        "frames_per_second": number(24, 1, 60),
+        "num_inference_steps": integer(15, 8, 30),
+        "guidance_scale": number(1, 1, 20),
+        "generate_audio": boolean(True),
+        "negative_prompt": {"type": "string", "default": generation.NEGATIVE_PROMPT},
+        # The page gives no range; this one is ours.
+        "seed": {**integer(0, 0, 2**53 - 1), "type": ["integer", "null"], "default": None},
+        "enable_prompt_expansion": boolean(True),
+        "enable_safety_checker": boolean(True),
+        "video_quality": choice("high", "low", "medium", "high", "maximum"),
+        "video_write_mode": choice("balanced", "fast", "balanced", "small"),
+        "sync_mode": boolean(False),
+        "loras": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 3,
+            "required": True,
+            "items": {
+                "path": URL,
+                "scale": number(1, -4, 4),  # ours, too
+                "transformer": choice("both", "both", "high", "low"),
+            },
+        },
+    },
 }
 
 
-@pytest.mark.parametrize(("path", "num_fields"), list(zip(PAGES, (23, 20, 22, 24), strict=True)))
+@pytest.mark.parametrize(
+    ("path", "num_fields"), list(zip(PAGES, (23, 20, 22, 24, 20), strict=True))
+)
 def test_as_the_page_has_it(shared_gateway: Gateway, path: str, num_fields: int) -> None:
     assert served(shared_gateway, path) == PAGES[path]
     assert len(PAGES[path]) == num_fields

@@ -34,6 +34,23 @@ def test_derived_from_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("folder", "labels", "found"),
+    [
+        ("", "nsfw", (None, ("nsfw",))),
+        ("/models/safe", "gore, nsfw", (Path("/models/safe"), ("gore", "nsfw"))),
+    ],
+)
+def test_the_safety_classifier(
+    monkeypatch: pytest.MonkeyPatch, folder: str, labels: str, found: object
+) -> None:
+    """Nothing set and an empty variable, as compose files pass it on, mean none."""
+    assert (Settings().safety_classifier, "nsfw" in Settings().safety_labels) == (None, True)
+    monkeypatch.setenv("REELSMITH_SAFETY_CLASSIFIER", folder)
+    monkeypatch.setenv("REELSMITH_SAFETY_LABELS", labels)
+    assert (Settings().safety_classifier, Settings().safety_labels) == found
+
+
+@pytest.mark.parametrize(
     ("text", "keys"),
     [
         ("k3y-one", ["k3y-one"]),

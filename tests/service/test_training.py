@@ -152,10 +152,12 @@ def test_bad_dataset_is_a_422_with_a_report(
 
 
 def test_url_that_is_not_there(running: Stack) -> None:
-    response = running.http.post(
-        "/t2v", json={"training_data_url": running.service.url + "/files/uploads/none/x.zip"}
-    )
-    request = response.json()
+    unsigned = running.service.url + "/files/uploads/none/x.zip"
+    at_once = running.http.post("/t2v", json={"training_data_url": unsigned})
+    assert at_once.status_code == 422, at_once.text
+    assert at_once.json()["detail"][0]["type"] == "file_download_error"
+    url = "https://nowhere.invalid/x.zip"
+    request = running.http.post("/t2v", json={"training_data_url": url}).json()
     answer = running.wait(request, 60)
     assert answer.status_code == 422, answer.text
     assert answer.json()["detail"][0]["type"] == "file_download_error"

@@ -105,19 +105,22 @@ def test_nothing_to_replace_and_to_leave_out_changes_nothing(body: Any) -> None:
     assert replaced(body, {}) == without(body, []) == body
 
 
+ARCHIVE = [("training_data_url",)]
+
+
 def test_asking_first_finds_what_is_wrong_and_queues_nothing(
     served: Served, service: Service
 ) -> None:
     entry = {"prompt": "a", "video_url": "https://example.com/a.mp4"}
     where = ("validation", 0, "video_url")
     ask_first(service, "outpaint", {"crop_top_left": [32, 32], "crop_bottom_right": [512, 512],
-                                    "validation": [entry]}, [where])  # fmt: skip
+                                    "validation": [entry]}, [*ARCHIVE, where])  # fmt: skip
     with pytest.raises(Refused) as refused:
-        ask_first(service, "t2v", {"rank": 33, "number_of_steps": 50}, [])
+        ask_first(service, "t2v", {"rank": 33, "number_of_steps": 50}, ARCHIVE)
     assert [line.partition(":")[0] for line in refused.value.lines] == ["rank", "number_of_steps"]
     assert "(given: 33)" in refused.value.lines[0]
     with pytest.raises(Refused) as unknown:
-        ask_first(service, "t3v", {}, [])
+        ask_first(service, "t3v", {}, ARCHIVE)
     assert unknown.value.status == 404
     assert service.list()["requests"] == []
 

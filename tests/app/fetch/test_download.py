@@ -462,3 +462,36 @@ class TestTls:
                     tmp_path / "got",
                     max_bytes=MAX_BYTES,
                 )
+
+
+def test_what_is_known_is_not_sent_again(
+    fetcher: Fetcher, server: ScriptedServer, tmp_path: Path
+) -> None:
+    """An ETag of before, weak or strong: 304 brings nothing, a new file brings its own."""
+    server.scripts = [
+        answer(BODY, 'ETag: W/"v1"'),
+        answer(status="304 Not Modified"),
+        answer(BODY, 'ETag: "v2"'),
+    ]
+    first = fetcher.download(server.url, tmp_path / "first", max_bytes=MAX_BYTES)
+    assert (first.etag, server.header(0, "if-none-match")) == ('W/"v1"', None)
+
+    def again(etag: str) -> Downloaded | None:
+        to = tmp_path / "again"
+        return fetcher.download_if_changed(server.url, to, etag, max_bytes=MAX_BYTES)
+
+    assert again(first.etag) is None
+    assert server.header(1, "if-none-match") == 'W/"v1"'
+    assert not (tmp_path / "again").exists()
+    changed = again(first.etag)
+    assert changed is not None
+    assert (changed.etag, changed.sha256) == ('"v2"', first.sha256)
+    assert (tmp_path / "again").read_bytes() == BODY
+
+
+def test_304_that_nobody_asked_for_is_an_error(
+    fetcher: Fetcher, server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.scripts = [answer(status="304 Not Modified")]
+    with pytest.raises(DownloadFailed, match="answers 304"):
+        fetcher.download(server.url, tmp_path / "got", max_bytes=MAX_BYTES)

@@ -93,7 +93,9 @@ class TestQueued:
 async def submit_at_once(url: str, keys: list[Key]) -> list[tuple[str, Exception | None]]:
     """One submit for each of ``keys``, all begun before any ends: (owner, why not)."""
     database = AsyncDatabase(url)
-    service = RequestService(database, "http://a", lambda: None, lambda url: None)
+    service = RequestService(
+        database, "http://a", lambda: None, lambda url: None, lambda mode, request: None
+    )
     request: TrainerRequest = parsed("t2v")
 
     async def one(key: Key) -> tuple[str, Exception | None]:

@@ -335,12 +335,38 @@ def test_prepared_datasets_go_with_the_last_request_that_used_them(service: Serv
     assert service.storage.list_keys("prepared") == []
 
 
+def test_loras_and_links_go_as_datasets_do(service: Service) -> None:
+    """Those that a request names stay; the others go after an hour."""
+    used = {"key": "loras/" + "a" * 64, "link": "links/" + "b" * 64}
+    unused = ["loras/" + "c" * 64, "links/" + "d" * 64]
+    for folder in (*used.values(), *unused):
+        service.put(f"{folder}/manifest.json")
+    submit(service.database, purpose=Purpose.CHECK)
+    held = claimed(service.database)
+    prepared = {"loras": [used, {"key": used["key"], "link": None}]}
+    do(service.database, lifecycle.complete, held, {}, 0, 1.0, prepared=prepared)
+
+    async def passes() -> list[int]:
+        database = AsyncDatabase(service.url)
+        try:
+            one = service.gateway(database, service.storage, KEPT_S)
+            found = [(await one.sweep()).prepared]
+            service.clock.now += UNCLAIMED_FOR_S
+            return [*found, (await one.sweep()).prepared]
+        finally:
+            await database.close()
+
+    assert asyncio.run(passes()) == [0, 2]
+    kept = service.storage.list_keys("loras") + service.storage.list_keys("links")
+    assert kept == [f"{folder}/manifest.json" for folder in used.values()]
+
+
 def test_a_check_keeps_what_it_prepared(service: Service) -> None:
     request_id = submit(service.database, purpose=Purpose.CHECK)
     held = claimed(service.database)
     do(service.database, lifecycle.complete, held, {}, 0, 1.0, prepared={"key": KEY})
     with service.database.read() as session:
-        assert retention.claimed_datasets(session) == {KEY}
+        assert retention.claimed_folders(session) == {KEY}
     put(service.database, request_id, expired_at=1.0)
     with service.database.read() as session:
-        assert retention.claimed_datasets(session) == set()
+        assert retention.claimed_folders(session) == set()

@@ -1,5 +1,4 @@
-"""What requests return, with keys turned into URLs: `workers.train.store_outputs` for a training,
-`workers.prepare.conclude_check` for a check."""
+"""What requests return, with keys turned into URLs: what the workers store as their results."""
 
 from typing import Any, Literal
 
@@ -34,8 +33,18 @@ class TrainerOutput(BaseModel):
     )
 
 
+class VideoOutput(BaseModel):
+    """The result of a generation."""
+
+    video: File = Field(
+        description="The generated video, MP4; its URL is a data URI when `sync_mode` was true."
+    )
+    seed: int = Field(description="The seed that was used.")
+    prompt: str = Field(description="The prompt that was used, after any expansion.")
+
+
 class CheckOutput(BaseModel):
-    """The result of a check: its dataset can be trained on."""
+    """The result of a trainer's check: its dataset can be trained on."""
 
     ok: Literal[True]
     samples: int = Field(description="How many training samples the archive gives.")
@@ -44,3 +53,12 @@ class CheckOutput(BaseModel):
     debug_dataset: File | None = Field(
         None, description="Archive of the prepared clips; only when `debug_dataset` was true."
     )
+
+
+class SourceCheckOutput(BaseModel):
+    """The result of a generation's check: its source and its LoRAs can be used."""
+
+    ok: Literal[True]
+    notes: list[str] = Field(description="How the source lies in the canvas, and what is unusual.")
+    report: dict[str, Any] = Field(description="What the source and the LoRAs are.")
+    estimate: dict[str, Any] = Field(description="As `/estimate` has it, for this very source.")
