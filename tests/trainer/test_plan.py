@@ -11,6 +11,7 @@ from trainer.plan import (
     choose,
     least_bytes,
     next_plan,
+    weight_bytes,
 )
 
 MEDIUM = Workload(num_tokens=6912, rank=32, with_audio=False)
@@ -108,3 +109,18 @@ def test_memory_as_the_literature_has_it() -> None:
         per_block = capacity.activation_bytes_per_block(6912, with_audio=work.with_audio)
         assert capacity.NUM_BLOCKS * per_block == pytest.approx(activations, rel=0.01)
     assert 32e9 < bytes_needed(Plan("full", 48), MEDIUM) < 45e9
+
+
+@pytest.mark.parametrize(
+    ("plan", "with_audio", "expected_gb"),
+    [
+        (Plan(), False, 26.2),
+        (Plan(), True, 38.0),
+        (Plan("int8"), False, 14.4),
+        (Plan("fp8", 48, 48), False, 2.6),
+        (Plan("fp8", 48, 24), True, 13.2),
+    ],
+)
+def test_weights_on_the_device(plan: Plan, with_audio: bool, expected_gb: float) -> None:
+    """One byte for the matrices of 44 blocks; of offloaded blocks, two places."""
+    assert weight_bytes(plan, with_audio=with_audio) / 1e9 == pytest.approx(expected_gb, abs=0.1)
