@@ -82,15 +82,15 @@ def _convert(source: Path, target: Path) -> int:
 
 
 def _run(job_dir: Path) -> int:
-    from trainer.follow import follow_jobs
-    from trainer.model_cache import device_of
-    from trainer.parallel import NextJob, dismiss, join_group
-    from trainer.run import ModelCache, run_job
-
-    group = join_group(device_of("auto"))
-    if not group.leads:
-        return follow_jobs(group)
     with ReleaseOnSigterm(job_dir):
+        from trainer.follow import follow_jobs
+        from trainer.model_cache import device_of
+        from trainer.parallel import NextJob, dismiss, join_group
+        from trainer.run import ModelCache, run_job
+
+        group = join_group(device_of("auto"))
+        if not group.leads:
+            return follow_jobs(group)
         group.tell(NextJob(job_dir))
         result = run_job(job_dir, ModelCache(), group)
     if result.status != "failed":
