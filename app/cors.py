@@ -68,10 +68,10 @@ class CrossOrigin:
 
     def answer(self, scope: Scope) -> Response | None:
         """To a preflight, or to a page that may not ask; None: the route answers."""
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
+        origin = _origin_in(scope)
         if origin is None:
             return None
+        headers = Headers(scope=scope)
         may = self._allowed(scope["path"], origin) is not None
         asks = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
         if asks and may:
@@ -87,7 +87,7 @@ class CrossOrigin:
         """Add what lets the page read ``reply``."""
         if self._origins and ANY not in self._origins:
             reply.add_vary_header("Origin")
-        origin = Headers(scope=scope).get("origin")
+        origin = _origin_in(scope)
         if origin is None:
             return
         allowed = self._allowed(scope["path"], origin)
@@ -121,6 +121,14 @@ def _preflight(headers: Headers) -> Response:
         # From a page on the internet to a server in the home network: allowed as the origin is.
         answer.headers["access-control-allow-private-network"] = "true"
     return answer
+
+
+def _origin_in(scope: Scope) -> str | None:
+    """The ``Origin`` header. Nearly no call has one, and every call is asked."""
+    for name, value in scope["headers"]:
+        if name == b"origin":
+            return str(value.decode("latin-1"))
+    return None
 
 
 def _origin_of(url: str) -> str:

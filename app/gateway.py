@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from functools import cache
+from functools import cache, partial
 
 import structlog
 from fastapi import FastAPI
@@ -105,16 +105,20 @@ def create_app(
         # Our own log has a line for every call; asking for it costs a tenth of a status poll.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.add_middleware(
+    app.state.watcher = service.watcher
+    cross_origin = CrossOrigin.of(settings)
+    answering_polls = partial(
         StatusPolls,
         apps=prefixes_of(modes.all()),
         reader=StatusReader(database),
         authenticate=authenticate,
         public_url=settings.public_url,
     )
-    app.state.watcher = service.watcher
+    # The last one added is the first to be asked.
+    app.add_middleware(answering_polls)
     app.add_middleware(Hosts, run_hosts=settings.run_hosts)
-    replies.install(app, CrossOrigin.of(settings))
+    replies.install(app, cross_origin)
+    app.add_middleware(answering_polls, outermost=cross_origin)
     for router in (
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
         listing_router(database, settings.public_url, authenticate, settings.retention_s),

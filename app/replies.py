@@ -1,5 +1,6 @@
 """What every reply has: a request id, an answer to every exception, one line in the log."""
 
+import random
 import time
 import uuid
 from collections.abc import Mapping
@@ -36,6 +37,8 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 MAX_SHOWN_PATH: Final = 200
 CLIENT_GONE: Final = 499
 
+NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
+
 log = structlog.get_logger()
 
 
@@ -50,7 +53,7 @@ class Replies:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        reply_id = str(uuid.uuid4())
+        reply_id = _new_id()
         scope.setdefault("state", {})["reply_id"] = reply_id
         scope["path"] = trimmed(scope["path"])
         # As it came: on its way to a route it may become another (`app/hosts.py`).
@@ -65,7 +68,7 @@ class Replies:
                 headers = MutableHeaders(scope=message)
                 # The id of the request it is about, where it is about one.
                 request_id = headers.setdefault(REQUEST_ID, reply_id)
-                headers.setdefault("x-content-type-options", "nosniff")
+                headers.setdefault(*NO_SNIFFING)
                 self._cross_origin.decorate(arrived, headers)
             await send(message)
 
@@ -89,6 +92,23 @@ class Replies:
             )
 
 
+def is_plain(scope: Scope) -> bool:
+    """Whether `Replies` would pass the call on as it is: no page asks, and nothing is too large."""
+    return _too_large(scope) is None and all(name != b"origin" for name, _ in scope["headers"])
+
+
+def usual_headers(cross_origin: CrossOrigin) -> list[tuple[bytes, bytes]]:
+    """What `Replies` adds to the reply to such a call, beside its id."""
+    headers = MutableHeaders(dict([NO_SNIFFING]))
+    cross_origin.decorate({"path": "/", "headers": []}, headers)
+    return headers.raw
+
+
+def _new_id() -> str:
+    """Names a reply. No secret, so it needs no system call."""
+    return str(uuid.UUID(int=random.getrandbits(128), version=4))
+
+
 def _route_of(scope: Scope) -> str:
     """The route's template: a file's path is a permission to read it, and stays out of logs."""
     route = scope.get("route")
@@ -105,7 +125,7 @@ def _too_large(scope: Scope) -> Response | None:
 
 
 def install(app: FastAPI, cross_origin: CrossOrigin | None = None) -> None:
-    """Exception handlers, and the outermost middleware: call it after adding others."""
+    """Exception handlers, and the middleware around the others: call it after adding them."""
     app.add_middleware(Replies, cross_origin=cross_origin)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _invalid_parameters)

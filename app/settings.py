@@ -43,7 +43,9 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = None
     """None: the embedded broker (`app/broker.py`)."""
     model: str = Field(default="tiny", min_length=1)
-    """``tiny``, a folder in diffusers layout, or a hub id."""
+    """``tiny``, a folder in diffusers layout, a hub id, or the official single file."""
+    text_encoder: Path | None = None
+    """A folder with Gemma 3 and its tokenizer: the official file holds none."""
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
 
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
@@ -103,6 +105,23 @@ class Settings(BaseSettings):
     """Probability of these labels together from which a frame is refused."""
     max_archive_bytes: int = Field(default=20 * 1024**3, ge=1)
     """Of a training archive: 50 clips of 4K camera footage fit."""
+
+    # How a training is fitted onto the GPU (docs/performance.md); ``auto`` lets the trainer choose
+    base_precision: Literal["auto", "full", "fp8", "int8"] = "auto"
+    """Of the frozen base model. ``auto``: full, where that fits; FP8 is faster where it is had."""
+    recomputed_blocks: int | None = Field(default=None, ge=0)
+    """Transformer blocks whose activations are not kept. None: as few as must be."""
+    offloaded_blocks: int | None = Field(default=None, ge=0)
+    """Transformer blocks whose weights stay on the host. None: none, if that can be."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """``auto``: on GPUs, for trainings of 300 steps or more."""
+    attention: Literal["auto", "fa3", "cudnn", "flash", "efficient", "math"] = "auto"
+    """``auto``: the fastest, measured before each training."""
+    gpus_per_job: int = Field(default=1, ge=1)
+    """More than one: that many GPUs train one LoRA, each step with one sample per GPU."""
+    preview_share: float = Field(default=0.2, ge=0)
+    """Of the time of all training steps, what validation previews may take besides; two minutes and
+    the last ones are always granted. 1 is as long as the training itself."""
 
     # Storage: S3 when a bucket is named, else a folder in ``data_dir``
     s3_bucket: str | None = None

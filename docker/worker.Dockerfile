@@ -12,9 +12,11 @@ RUN python3 -m venv /opt/reelsmith \
  && /opt/reelsmith/bin/pip install --no-cache-dir -c constraints.txt '.[worker]'
 
 FROM nvidia/cuda:13.0.2-base-ubuntu24.04
-# libgl1 and libglib2.0: OpenCV, which the scene detection loads.
+# libgl1 and libglib2.0: OpenCV, which the scene detection loads. gcc and Python's headers: Triton
+# builds a launcher for every kernel that torch.compile makes.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3 ca-certificates libgl1 libglib2.0-0t64 \
+ && apt-get install -y --no-install-recommends \
+      python3 python3-dev gcc libc6-dev ca-certificates libgl1 libglib2.0-0t64 \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 10001 --user-group --no-create-home --home-dir /data reelsmith \
  && install -d -o reelsmith -g reelsmith /data
@@ -25,6 +27,8 @@ ENV PATH=/opt/reelsmith/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/data \
     HF_HOME=/data/huggingface \
+    TORCHINDUCTOR_CACHE_DIR=/data/compiled/inductor \
+    TRITON_CACHE_DIR=/data/compiled/triton \
     REELSMITH_DATA_DIR=/data
 WORKDIR /data
 VOLUME /data

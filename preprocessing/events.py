@@ -9,8 +9,10 @@ Each line: ``{"v": 1, "ts": <unix seconds>, "kind": <str>, ...}``. Kinds in use:
     checkpoint  step, path
     preview     step, index, prompt, path
     trained     model, device, video_tokens, audio_tokens, rank, step_time_s (median), num_previews,
-                previews_s (together), preview_tokens, peak_memory_bytes: of this run, after its
-                last step, for estimates of the next
+                previews_s (together), preview_tokens, peak_memory_bytes, device_memory_bytes (in
+                all), plan (how it was fitted onto the device), startup_s (from the claim to the end
+                of the first step), model_was_loaded (before the job): of this run, after its last
+                step, for estimates of the next
 """
 
 import json

@@ -1,5 +1,8 @@
 """The trainer by hand: ``python -m trainer run JOB_DIR``, ``generate ...``, ``check-lora FILE...``,
-``tiny DIR``, and ``serve`` for the worker."""
+``tiny DIR``, ``convert A B``, and ``serve`` for the worker.
+
+On several GPUs: ``torchrun --standalone --nproc-per-node N -m trainer run JOB_DIR``.
+"""
 
 import argparse
 import os
@@ -23,6 +26,11 @@ def main() -> int:
     commands.add_parser("serve", help="run jobs as JSON lines on stdin ask for them")
     tiny = commands.add_parser("tiny", help="build the tiny model into a folder")
     tiny.add_argument("folder", type=Path)
+    convert = commands.add_parser(
+        "convert", help="the official single file to a folder in diffusers layout, or back"
+    )
+    convert.add_argument("source", type=Path)
+    convert.add_argument("target", type=Path)
     check = commands.add_parser("check-lora", help="say whether LoRA files can be used; no torch")
     check.add_argument("files", type=Path, nargs="+", metavar="FILE")
     check.add_argument("--name", action="append", help="what to call the files, in their order")
@@ -42,10 +50,14 @@ def main() -> int:
             die_with_parent()
             return _check_loras(arguments)
         case "serve":
-            die_with_parent(int(os.environ.get(PARENT_PID) or os.getppid()))
+            started_by_torchrun = "RANK" in os.environ
+            parent = None if started_by_torchrun else os.environ.get(PARENT_PID)
+            die_with_parent(int(parent or os.getppid()))
             from trainer.serve import serve
 
             return serve()
+        case "convert":
+            return _convert(arguments.source, arguments.target)
         case _:
             from trainer.tiny import build_tiny
 
@@ -53,11 +65,36 @@ def main() -> int:
             return 0
 
 
+def _convert(source: Path, target: Path) -> int:
+    from trainer.errors import ModelError
+    from trainer.single_file import to_folder, to_single_file
+
+    try:
+        if source.is_dir():
+            to_single_file(source, target)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            to_folder(source, target)
+    except ModelError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
 def _run(job_dir: Path) -> int:
     with ReleaseOnSigterm(job_dir):
+        from trainer.follow import follow_jobs
+        from trainer.model_cache import device_of
+        from trainer.parallel import NextJob, dismiss, join_group
         from trainer.run import ModelCache, run_job
 
-        result = run_job(job_dir, ModelCache())
+        group = join_group(device_of("auto"))
+        if not group.leads:
+            return follow_jobs(group)
+        group.tell(NextJob(job_dir))
+        result = run_job(job_dir, ModelCache(), group)
+    if result.status != "failed":
+        dismiss(group)
     print(f"{result.status} at step {result.step}", result.error or "", file=sys.stderr)
     match result.status:
         case "completed":

@@ -39,6 +39,7 @@ def add_adapter(
     seed: int = DEFAULT_SEED,
 ) -> list[nn.Parameter]:
     """Freeze the base, put fresh adapters in, and return their parameters (fp32, in model order).
+    They are on the device of the model's input, wherever a block's own weights are.
 
     A is Kaiming-uniform from ``seed`` alone, B zero: the model's output is unchanged.
     """
@@ -49,10 +50,11 @@ def add_adapter(
     with torch.random.fork_rng(devices=[]):  # PEFT's own draw, overwritten below
         inject_adapter_in_model(config, transformer, adapter_name=ADAPTER)
     generator = torch.Generator().manual_seed(seed)
+    device = transformer.proj_in.weight.device
     parameters: list[nn.Parameter] = []
     for _, layer in _layers(transformer):
         for linear in (layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]):
-            linear.weight.data = linear.weight.data.float()
+            linear.weight.data = linear.weight.data.to(device, torch.float32)
             parameters.append(linear.weight)
         down = torch.empty_like(layer.lora_A[ADAPTER].weight, device="cpu")
         nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
@@ -83,7 +85,7 @@ def add_frozen_adapter(
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, transformer, adapter_name=ADAPTER)
     for name, layer in _layers(transformer):
-        device = layer.get_base_layer().weight.device
+        device = transformer.proj_in.weight.device  # wherever the block's own weights are
         for linear, weight in zip((layer.lora_A, layer.lora_B), pairs[name], strict=True):
             linear[ADAPTER].weight = nn.Parameter(weight.to(device), requires_grad=False)
 

@@ -25,15 +25,22 @@ ADAPTER_PARAMETERS_PER_RANK: Final = {False: 3_145_728, True: 6_684_672}
 BYTES_PER_ADAPTER_PARAMETER: Final = 16
 """fp32: the weight, its gradient and Adam's two moments."""
 
-RESERVED_BYTES: Final = 12 * 10**9
-"""For one block's recomputation, optimizer state, kernels' workspace and fragmentation."""
+BLOCK_BYTES: Final = {False: 537_624_704, True: 773_390_720}
+"""Of one block in bf16, without and with audio."""
+QUANTISED_PARAMETERS_PER_BLOCK: Final = {False: 268_435_456, True: 385_875_968}
+"""Of a block, those that a quantised base has in one byte in place of two (`quantised.py`)."""
+FULL_PRECISION_BLOCKS: Final = 2
+"""At each end of the transformer, which no precision quantises."""
+BYTES_PER_BOUNDARY: Final = 2
+"""Kept of a recomputed block, per token and unit of width: its input in bf16."""
+
+RESERVED_BYTES: Final = 5 * 10**9
+"""For kernels' workspace, copies of adapters and texts in bf16, and fragmentation. A guess until it
+was measured; the trainer proves every plan with a step."""
 
 # Bytes that one block keeps for one video token, per unit of width.
 _BYTES_BASE = 62
 """83.9 GB / 48 blocks / 6912 tokens / 4096."""
-_BYTES_PER_TOKEN_MODULATION = 24
-"""More in a joint training where timesteps differ between tokens: 116.5 GB in place of 83.9.
-Without audio they cost nothing (`transformer.py`)."""
 _BYTES_WITH_AUDIO = 22
 """More in a joint training: 114 GB in place of 83.9."""
 
@@ -69,38 +76,7 @@ def num_audio_latents(num_frames: int, frame_rate: Fraction) -> int:
     return round(num_frames / Fraction(frame_rate) * AUDIO_LATENTS_PER_SECOND)
 
 
-def activation_bytes_per_block(
-    num_tokens: int, *, with_audio: bool, with_conditions: bool, width: int = WIDTH
-) -> int:
-    """What the backward pass needs of one block, for one sample of ``num_tokens`` video tokens."""
-    per_unit = _BYTES_BASE
-    if with_audio:
-        per_unit += _BYTES_WITH_AUDIO
-        if with_conditions:
-            per_unit += _BYTES_PER_TOKEN_MODULATION
-    return num_tokens * width * per_unit
-
-
-def blocks_over_budget(num_blocks: int, bytes_per_block: int, budget_bytes: int) -> int:
-    """How many blocks do not fit.
-
-    >>> [blocks_over_budget(48, 10, budget) for budget in (480, 425, -5)]
-    [0, 6, 48]
-    """
-    kept = max(0, budget_bytes) // max(1, bytes_per_block)
-    return max(0, num_blocks - kept)
-
-
-def training_bytes(
-    num_tokens: int, rank: int, *, with_audio: bool, with_conditions: bool
-) -> tuple[int, int]:
-    """Device memory of an LTX-2.3 training: (with every block recomputed, with none).
-
-    Between the two, the policy recomputes as many blocks as it must; above, nothing gets faster.
-    """
-    adapter = ADAPTER_PARAMETERS_PER_RANK[with_audio] * rank * BYTES_PER_ADAPTER_PARAMETER
-    least = WEIGHT_BYTES[with_audio] + adapter + RESERVED_BYTES
-    per_block = activation_bytes_per_block(
-        num_tokens, with_audio=with_audio, with_conditions=with_conditions
-    )
-    return least, least + NUM_BLOCKS * per_block
+def activation_bytes_per_block(num_tokens: int, *, with_audio: bool) -> int:
+    """What the backward pass needs of one block, for one sample of ``num_tokens`` video tokens.
+    Given tokens cost nothing more (`blocks.py`)."""
+    return num_tokens * WIDTH * (_BYTES_BASE + _BYTES_WITH_AUDIO * with_audio)

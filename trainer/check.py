@@ -112,8 +112,9 @@ def _load_as_users_do(path: Path, transformer: LTX2VideoTransformer3DModel) -> N
     )
     for module in transformer.modules():
         if isinstance(module, LoraLayer):
-            module.lora_A.float()
-            module.lora_B.float()
+            for linear in (*module.lora_A.values(), *module.lora_B.values()):
+                # Where the base layer is on the host, diffusers puts its adapter there too.
+                linear.to(transformer.proj_in.weight.device, torch.float32)
 
 
 @torch.inference_mode()

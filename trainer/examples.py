@@ -13,6 +13,7 @@ from trainer.flow import Clean, Example
 from trainer.footage import Dataset, Footage
 from trainer.latents import VideoGeometry, audio_coords, num_audio_latents, video_coords
 from trainer.spec import Condition, TrainingSpec
+from trainer.transfer import to_device
 
 
 class Examples:
@@ -41,15 +42,15 @@ class Examples:
         audio = None
         if latents.audio is not None:
             audio = Clean(
-                tokens=latents.audio.to(self._device),
-                context=context.audio[None].to(self._device),
+                tokens=to_device(latents.audio, self._device),
+                context=to_device(context.audio[None], self._device),
                 coords=coords[1],
                 keep=None if masks is None else masks.audio,
             )
         return Example(
             video=Clean(
-                tokens=latents.video.to(self._device),
-                context=context.video[None].to(self._device),
+                tokens=to_device(latents.video, self._device),
+                context=to_device(context.video[None], self._device),
                 coords=coords[0],
                 keep=None if masks is None else masks.video,
             ),
@@ -71,8 +72,8 @@ class Examples:
             return None
         masks = clip_masks(clip, self._spec.conditions)
         return KeepMasks(
-            masks.video[None].to(self._device),
-            None if masks.audio is None else masks.audio[None].to(self._device),
+            to_device(masks.video[None], self._device),
+            None if masks.audio is None else to_device(masks.audio[None], self._device),
         )
 
 

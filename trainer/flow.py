@@ -7,6 +7,7 @@ from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor
 
 from trainer.timesteps import sample_sigmas
+from trainer.transfer import to_device
 from trainer.transformer import Modality, predict_velocity
 
 _MIN_SHARE = 1e-8
@@ -132,12 +133,12 @@ def draw(example: Example, generator: torch.Generator) -> Draws:
     sigma, noise = draw_video(
         batch, num_tokens, channels, generator, num_conditions=example.num_conditions
     )
-    video = (sigma.to(tokens.device), noise.to(tokens.device))
+    video = (to_device(sigma, tokens.device), to_device(noise, tokens.device))
     if example.audio is None:
         return Draws(video)
     batch, num_tokens, channels = example.audio.tokens.shape
     sigma, noise = draw_audio(batch, num_tokens, channels, generator)
-    return Draws(video, (sigma.to(tokens.device), noise.to(tokens.device)))
+    return Draws(video, (to_device(sigma, tokens.device), to_device(noise, tokens.device)))
 
 
 def velocity_loss(

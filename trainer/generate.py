@@ -24,7 +24,7 @@ from trainer.loop import Stopped
 from trainer.lora_check import check_numbers, lora_field, named, read_lora
 from trainer.lora_stack import ScaledLora, add_loras
 from trainer.model import BaseModel
-from trainer.model_cache import ModelCache, collect, device_of, restore_base
+from trainer.model_cache import ModelCache, collect, open_model, restore_base
 from trainer.mp4 import Mp4Writer, compression_of
 from trainer.safetensors_header import model_linears, shown
 from trainer.safety import SafetyCheck
@@ -49,7 +49,7 @@ class Generation:
 
     def run(self) -> None:
         job, spec = self.job, self.job.spec
-        base = BaseModel.open(job.model, self._path(job.cache), device_of(job.device))
+        base = open_model(job, self.directory)
         with self.events.stage("read_inputs"):
             loras = self._loras(spec, base)
             source = open_source(job.source and self._path(job.source), spec)
@@ -141,7 +141,6 @@ class Generation:
         clips = [] if source is None else [source.clip]
         prompts = _prompts(self.job.spec, prompt)
         self._held.enter_context(cache.claim(clips, prompts))
-        self.models.make_room(base)
         encode_all(
             clips,
             prompts,

@@ -92,6 +92,13 @@ class Passes:
         )
 
 
+def num_passes(spec: ValidationSpec, *, with_audio: bool) -> int:
+    """Forward passes of one sampling step of a preview: 3 on video alone, 4 with sound."""
+    video, audio = preview_guidance(spec, with_audio=with_audio)
+    passes = Passes.of(video, *([] if audio is None else [audio]))
+    return 1 + passes.uncond + passes.perturbed + passes.isolated
+
+
 def plain_guidance(scale: float, *, with_audio: bool) -> tuple[Guidance, Guidance | None]:
     """Classifier-free guidance alone, the same for video and audio: 1 is none."""
     guidance = Guidance(cfg=scale)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Tag, TypeAdapter
 
 from preprocessing.events import EVENTS_FILE
 from trainer.generation import GenerationResult, GenerationSpec, SafetyClassifier
+from trainer.plan import MachineSettings
 from trainer.spec import TrainingSpec
 
 JOB_FILE = "job.json"
@@ -58,7 +59,9 @@ class Job(BaseModel):
     validation_clips: Path | None = None
     """A folder of `preprocessing.manifest.ValidationManifest`, where previews need sources."""
     model: str
-    """``tiny``, a folder in diffusers layout, or a hub id."""
+    """``tiny``, a folder in diffusers layout, a hub id, or the official file."""
+    text_encoder: Path | None = None
+    """A folder with Gemma 3 and its tokenizer; of the official file, which has none."""
     cache: Path
     """Shared between jobs: encoded latents by content hash, the tiny model."""
     resume_from: Path | None = None
@@ -67,6 +70,13 @@ class Job(BaseModel):
     """Steps; the last step and a release always save one."""
     device: str = "auto"
     """``auto`` is CUDA where there is one, else the CPU."""
+    machine: MachineSettings = MachineSettings()
+    """What is not left to the trainer of how the job is fitted onto the device."""
+    preview_share: float | None = None
+    """Of the time of all steps, what previews may take besides; the last ones are always made.
+    None: all of them are."""
+    claimed_at: float | None = None
+    """When a worker took the job, in unix seconds; for the log."""
 
 
 class GenerateJob(BaseModel):
@@ -83,7 +93,8 @@ class GenerateJob(BaseModel):
     safety: SafetyClassifier | None = None
     """None: there is no classifier, and what should be checked is not; the log says so."""
     model: str
-    """As in `Job`; ``cache`` and ``device`` too."""
+    """As in `Job`; ``text_encoder``, ``cache`` and ``device`` too."""
+    text_encoder: Path | None = None
     cache: Path
     device: str = "auto"
 

@@ -7,6 +7,7 @@ step waits for the host.
 
 import json
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,18 +21,26 @@ from torch import Tensor, nn
 
 from preprocessing.events import EventLog
 from trainer.adapter import adapter_state, add_adapter, load_adapter_state
+from trainer.ahead import Ahead, ahead
+from trainer.attention import attention_kernel, fastest_kernel
 from trainer.checkpoint import Checkpoint, restore_optimizer
 from trainer.errors import CapacityError, DivergedError
 from trainer.examples import Examples
+from trainer.execution import COMPILER, compile_blocks, execution_of, wants_compiling
 from trainer.flow import Draws, Example, draw, velocity_loss
 from trainer.job import Control
-from trainer.policy import num_blocks_to_checkpoint
+from trainer.parallel import ALONE, Group
+from trainer.plan import MachineSettings, Plan
+from trainer.policy import apply_plan, fall_back, fewer_recomputed, free_bytes
 from trainer.spec import TrainingSpec
 from trainer.timesteps import sample_index, step_generator
-from trainer.transformer import checkpoint_blocks
 
 FLUSH_EVERY = 10
 """Steps between two readings of the losses; each makes the host wait for the device once."""
+
+
+ADAM_BYTES = 8
+"""Two moments in fp32 for each parameter."""
 
 
 class Stopped(Exception):
@@ -53,18 +62,35 @@ class Hooks:
     checkpoint_every: int
     preview_steps: tuple[int, ...]
     """Empty where there is nothing to preview."""
+    first_step_done: Callable[[], None] = lambda: None
+    """After the first update of this run."""
 
 
 class Trainer:
-    """Adapter and optimizer on a frozen transformer. ``step`` counts the updates so far."""
+    """Adapter and optimizer on a frozen transformer. ``step`` counts the updates so far.
+
+    ``machine`` and ``plan`` say how the transformer is run; None is a plan by itself: everything is
+    kept. ``group`` are the processes that train the same adapter, each on samples of its own.
+    """
 
     def __init__(
-        self, transformer: LTX2VideoTransformer3DModel, spec: TrainingSpec, *, with_audio: bool
+        self,
+        transformer: LTX2VideoTransformer3DModel,
+        spec: TrainingSpec,
+        *,
+        with_audio: bool,
+        machine: MachineSettings | None = None,
+        plan: Plan | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.transformer = transformer
         self.spec = spec
         self.step = 0
         self.device = transformer.proj_in.weight.device
+        self.machine = machine or MachineSettings()
+        self.plan = plan or Plan()
+        self.kernel: str | None = None
+        self.group = group
         self.parameters: list[nn.Parameter] = add_adapter(
             transformer, spec.rank, with_audio, seed=spec.seed
         )
@@ -74,6 +100,7 @@ class Trainer:
             weight_decay=spec.weight_decay,
             fused=self.device.type == "cuda",
         )
+        apply_plan(transformer, self.plan, self.device)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         load_adapter_state(self.transformer, checkpoint.adapter)
@@ -83,55 +110,136 @@ class Trainer:
     def adapter(self) -> dict[str, Tensor]:
         return adapter_state(self.transformer)
 
-    def plan_memory(self, example: Example) -> int:
-        """Choose how many blocks to recompute in the backward pass; returns their number."""
-        count = num_blocks_to_checkpoint(self.transformer, example, self.device)
-        checkpoint_blocks(self.transformer, count)
-        return count
+    def prepare(self, example: Example, say: Callable[[str], None]) -> None:
+        """Settle how steps like one on ``example`` are run, and ``say`` it: the attention kernel,
+        compiled or not, and the memory plan, proved by steps whose results are thrown away.
+
+        Raises `CapacityError` when no plan fits.
+        """
+        self._choose_kernel(example, say)
+        if wants_compiling(self.machine, self.device, self.spec.num_steps - self.step):
+            compile_blocks(self.transformer, COMPILER)
+        if self.device.type == "cuda" or execution_of(self.transformer).compiled is not None:
+            self._prove(example, say)
+        self._keep_more(example)
+        say(self.plan.describe(len(self.transformer.transformer_blocks)))
+
+    def _prove(self, example: Example, say: Callable[[str], None]) -> None:
+        try:
+            self.try_step(example)
+        except (CapacityError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if execution_of(self.transformer).compiled is None:
+                raise
+            traceback.print_exc()  # for the operator
+            compile_blocks(self.transformer, None)
+            say(f"The blocks can't be compiled here ({type(error).__name__}); they run as written")
+            self.try_step(example)
+
+    def try_step(self, example: Example) -> None:
+        """One step's forward and backward, thrown away; falls back until it fits."""
+        self._backward(example, self.draws(example, self.step), has_begun=False)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def draws(self, example: Example, step: int) -> Draws:
+        """The random numbers of ``step``: of its number in the group's sequence of samples."""
+        number = self.group.sample_number(step)
+        return draw(example, step_generator(self.spec.seed, number))
 
     def update(self, example: Example, draws: Draws | None = None) -> Tensor:
         """One step on ``example`` with ``draws``, or those of the step's own number. Returns [4],
         on the device: loss, video loss, audio loss (NaN where there is none) and the gradient's
-        norm before clipping.
+        norm before clipping. In a group, losses and gradients are means over its samples.
 
         Raises `CapacityError` when the step does not fit even with every block recomputed.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec, self.step)
-        if draws is None:
-            draws = draw(example, step_generator(self.spec.seed, self.step))
-        losses = self._backward(example, draws)
+        losses = self._backward(example, draws or self.draws(example, self.step), has_begun=True)
+        losses = self.group.mean(losses, [parameter.grad for parameter in self.parameters])
         norm = nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return torch.cat([losses, norm.detach()[None]])
 
-    def _backward(self, example: Example, draws: Draws) -> Tensor:
-        with suppress(torch.OutOfMemoryError):
-            return self._forward_backward(example, draws)
-        # Once more with the same random numbers and everything recomputed.
-        self.optimizer.zero_grad(set_to_none=True)
-        checkpoint_blocks(self.transformer, len(self.transformer.transformer_blocks))
+    def _backward(self, example: Example, draws: Draws, *, has_begun: bool) -> Tensor:
+        while True:
+            # Suppressed: an exception that is kept would keep what its frames hold.
+            with suppress(torch.OutOfMemoryError):
+                return self._forward_backward(example, draws)
+            # Once more with the same random numbers, in less memory.
+            self.optimizer.zero_grad(set_to_none=True)
+            plan = fall_back(
+                self.plan,
+                self.machine,
+                self.device,
+                num_blocks=len(self.transformer.transformer_blocks),
+                has_begun=has_begun,
+            )
+            if plan is None:
+                raise CapacityError(
+                    f"A training step on {example.video.tokens.shape[1]} tokens with rank "
+                    f"{self.spec.rank} does not fit on this device. Use fewer frames, a lower "
+                    "resolution, a lower rank, or a device with more memory."
+                )
+            self._adopt(plan)
+
+    def _adopt(self, plan: Plan) -> None:
+        self.plan = plan
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        try:
-            return self._forward_backward(example, draws)
-        except torch.OutOfMemoryError as error:
-            raise CapacityError(
-                f"A training step on {example.video.tokens.shape[1]} tokens with rank "
-                f"{self.spec.rank} does not fit on this device. Use fewer frames, a lower "
-                "resolution, a lower rank, or a device with more memory."
-            ) from error
+        apply_plan(self.transformer, plan, self.device)
 
     def _forward_backward(self, example: Example, draws: Draws) -> Tensor:
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"
-        ):
-            losses = velocity_loss(self.transformer, example, draws)
-        losses.total.backward()
-        audio = losses.total.new_tensor(float("nan")) if losses.audio is None else losses.audio
+        reduced = self.transformer.proj_in.weight.dtype == torch.bfloat16
+        with attention_kernel(self.kernel):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=reduced):
+                losses = velocity_loss(self.transformer, example, draws)
+            losses.total.backward()
+        # Filled on the device: a number that is sent there makes the host wait.
+        audio = losses.total.new_full((), float("nan")) if losses.audio is None else losses.audio
         return torch.stack([losses.total, losses.video, audio]).detach()
+
+    def _choose_kernel(self, example: Example, say: Callable[[str], None]) -> None:
+        config = self.transformer.config
+        wish = self.machine.attention
+        if wish != "auto":
+            self.kernel = wish
+            return
+        self.kernel, seconds = fastest_kernel(
+            self.device,
+            example.video.tokens.shape[1],
+            config.num_attention_heads,
+            config.attention_head_dim,
+        )
+        if self.kernel is not None:
+            times = ", ".join(f"{name} {1000 * one:.1f} ms" for name, one in seconds.items())
+            say(f"Attention by {self.kernel}, measured: {times}")
+
+    def _keep_more(self, example: Example) -> None:
+        """Where memory can be measured, recompute no more blocks than that calls for."""
+        if self.device.type != "cuda" or self.machine.recomputed_blocks is not None:
+            return
+
+        def peak_bytes(plan: Plan) -> int:
+            self._adopt(plan)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.try_step(example)
+            return torch.cuda.max_memory_reserved(self.device)
+
+        budget = free_bytes(self.device)
+        if not self.optimizer.state:  # AdamW's moments come with the first update
+            budget -= ADAM_BYTES * sum(parameter.numel() for parameter in self.parameters)
+        plan = fewer_recomputed(
+            self.plan,
+            peak_bytes,
+            budget,
+            num_blocks=len(self.transformer.transformer_blocks),
+        )
+        self._adopt(plan)
+        self.try_step(example)
 
 
 def train(
@@ -150,14 +258,30 @@ def train(
     log = MetricsLog(spec, metrics, events, trainer.step)
     if trainer.step in hooks.preview_steps:
         hooks.make_previews(trainer.step)
+
+    def batch(step: int) -> tuple[Example, Draws]:
+        number = trainer.group.sample_number(step)
+        example = examples[sample_index(spec.seed, number, len(examples))]
+        return example, trainer.draws(example, step)
+
+    with ahead(batch, end=spec.num_steps) as batches:
+        _train(trainer, batches, hooks, log)
+    return log.median_step_time_s
+
+
+def _train(
+    trainer: Trainer, batches: Ahead[tuple[Example, Draws]], hooks: Hooks, log: "MetricsLog"
+) -> None:
+    spec = trainer.spec
     while trainer.step < spec.num_steps:
         if control := hooks.told():
             log.flush()
             hooks.save_checkpoint(trainer.step)
             raise Stopped(control)
-        index = sample_index(spec.seed, trainer.step, len(examples))
-        log.add(trainer.update(examples[index]))
+        log.add(trainer.update(*batches.take(trainer.step)))
         step = trainer.step
+        if step == log.first_step:
+            hooks.first_step_done()
         last = step == spec.num_steps
         checkpoint_due = last or step % hooks.checkpoint_every == 0
         preview_due = step in hooks.preview_steps
@@ -169,7 +293,6 @@ def train(
             hooks.make_previews(step)
         if checkpoint_due or preview_due:
             log.restart_clock()
-    return log.median_step_time_s
 
 
 def learning_rate(spec: TrainingSpec, step: int) -> float:
@@ -186,6 +309,7 @@ class MetricsLog:
         self._path = path
         self._events = events
         self._flushed_step = step
+        self.first_step = step + 1
         self._pending: list[Tensor] = []
         self._since = time.monotonic()
         self._step_times_s: list[float] = []

@@ -1,4 +1,5 @@
-"""The base model: a folder in diffusers layout, of which one component at a time is loaded.
+"""The base model: a folder in diffusers layout, of which one component at a time is loaded. The
+official single file is converted to one, once (`single_file.py`).
 
 `BaseModel.open` looks only at configs, so a wrong model is refused before a byte of weights is read
 (`ltx-training.md` 1.7, 2.6). Only LTX-2.3 fits: 2.0 and 2.5 have other modulation and other text
@@ -20,16 +21,19 @@ from diffusers import (
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2VocoderWithBWE
 from diffusers.utils import logging as diffusers_logging
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from trainer.capacity import TINY, model_id
 from trainer.errors import ModelError
+from trainer.offload import offload_blocks
+from trainer.quantised import Precision
+from trainer.single_file import converted_folder
 from trainer.text import TextEncoder
 from trainer.tiny import tiny_folder
 from trainer.transformer import drop_audio_branch
+from trainer.weights import TransformerPlacer, load_into
 
 EXAMPLE_MODEL = "diffusers/LTX-2.3-Diffusers"
 
@@ -45,6 +49,9 @@ _COMPONENTS = (
 )
 _LTX_2_3 = {"gated_attn": True, "cross_attn_mod": True, "rope_type": "split"}
 """What an LTX-2.3 transformer's config says, besides `use_prompt_embeddings` false."""
+
+_ENCODING_BYTES = 4 * 10**9
+"""Left free beside the text encoder for its work on one prompt."""
 
 _FINGERPRINT_BYTES = 65536
 """Of each end of a weight file. Whole files are 44 GB; two trainings never agree in both ends."""
@@ -66,8 +73,17 @@ class BaseModel:
         _check_configs(id, folder)
 
     @classmethod
-    def open(cls, name: str, cache: Path, device: torch.device | str) -> "BaseModel":
-        """``name`` is ``tiny`` (built into ``cache`` on first use), a folder, or a hub id.
+    def open(
+        cls,
+        name: str,
+        cache: Path,
+        device: torch.device | str,
+        *,
+        text_encoder: Path | None = None,
+    ) -> "BaseModel":
+        """``name`` is ``tiny`` (built into ``cache`` on first use), a folder, a hub id, or the
+        official file (converted into ``cache`` on first use), to which ``text_encoder``, a folder
+        with Gemma 3 and its tokenizer, belongs.
 
         Raises `ModelError` when it is not there, lacks components, or is not LTX-2.3.
         """
@@ -79,6 +95,8 @@ class BaseModel:
         folder = Path(name).expanduser()
         if folder.is_dir():
             return cls(model_id(name), folder, device)
+        if folder.suffix == ".safetensors" and folder.is_file():
+            return cls(folder.name, converted_folder(folder, text_encoder, cache), device)
         return cls(name, _download(name), device)
 
     @property
@@ -102,6 +120,11 @@ class BaseModel:
                     digest.update(file.read())
         return digest.hexdigest()[:12]
 
+    @cached_property
+    def num_blocks(self) -> int:
+        config = _config(self.folder / "transformer" / "config.json") or {}
+        return int(config["num_layers"])
+
     def weight_bytes(self, *components: str) -> int:
         """Size of these components on disk."""
         files = (file for name in components for file in (self.folder / name).glob("*.safetensors"))
@@ -109,7 +132,7 @@ class BaseModel:
 
     def text_encoder(self) -> TextEncoder:
         gemma = Gemma3ForConditionalGeneration.from_pretrained(
-            self.folder / "text_encoder", dtype=self.dtype, device_map={"": self.device}
+            self.folder / "text_encoder", dtype=self.dtype, **self._where_gemma_goes()
         )
         return TextEncoder(
             AutoTokenizer.from_pretrained(self.folder / "tokenizer"),
@@ -129,23 +152,34 @@ class BaseModel:
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         return FlowMatchEulerDiscreteScheduler.from_pretrained(self.folder / "scheduler")
 
-    def transformer(self, *, with_audio: bool) -> LTX2VideoTransformer3DModel:
-        """Without audio its audio weights (11.7 of 38 GB) are not even read."""
+    def transformer(
+        self, *, with_audio: bool, precision: Precision = "full", num_offloaded: int = 0
+    ) -> LTX2VideoTransformer3DModel:
+        """Without audio its audio weights (11.7 of 38 GB) are not even read.
+
+        ``num_offloaded`` blocks have their weights on the host (`offload.py`); run them only with
+        every block recomputed, or without gradients.
+        """
         folder = self.folder / "transformer"
         with torch.device("meta"):
             config = LTX2VideoTransformer3DModel.load_config(folder)
             transformer = LTX2VideoTransformer3DModel.from_config(config)
         if not with_audio:
             drop_audio_branch(transformer)
-        wanted = transformer.state_dict().keys()
-        tensors = _read_tensors(folder, wanted, self.device, self.dtype)
-        if missing := wanted - tensors.keys():
-            raise ModelError(
-                f"The transformer of {self.id} lacks {len(missing)} tensors, such as "
-                f"{min(missing)}. Download the model again."
-            )
-        transformer.load_state_dict(tensors, assign=True)
+        place = TransformerPlacer(transformer, precision, num_offloaded)
+        load_into(transformer, folder, self.device, self.dtype, place=place)
+        offload_blocks(transformer, num_offloaded, self.device)
         return _frozen(transformer)
+
+    def _where_gemma_goes(self) -> dict[str, Any]:
+        """All of it to the device; where it does not fit, its layers come in turn from the host."""
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            room = free - self.weight_bytes("connectors") - _ENCODING_BYTES
+            if room < self.weight_bytes("text_encoder"):
+                index = self.device.index or 0
+                return {"device_map": "auto", "max_memory": {index: max(0, room), "cpu": 10**12}}
+        return {"device_map": {"": self.device}}
 
     def _load(self, kind: Any, component: str, dtype: torch.dtype) -> Any:
         module = kind.from_pretrained(self.folder / component, torch_dtype=dtype)
@@ -154,17 +188,6 @@ class BaseModel:
 
 def _frozen(module: nn.Module) -> Any:
     return module.eval().requires_grad_(False)
-
-
-def _read_tensors(
-    folder: Path, wanted: Any, device: torch.device, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    tensors = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            for key in wanted & set(file.keys()):
-                tensors[key] = file.get_tensor(key).to(dtype)
-    return tensors
 
 
 def _download(name: str) -> Path:
@@ -180,8 +203,9 @@ def _download(name: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"The model {name!r} is neither a folder here nor could it be downloaded "
-            f"({type(error).__name__}). Give a folder in diffusers layout, {TINY!r}, or a hub id "
-            f"such as {EXAMPLE_MODEL}; a gated model needs a token."
+            f"({type(error).__name__}). Give a folder in diffusers layout, the official "
+            f".safetensors file, {TINY!r}, or a hub id such as {EXAMPLE_MODEL}; a gated model "
+            "needs a token."
         ) from error
 
 
@@ -191,7 +215,7 @@ def _check_configs(id: str, folder: Path) -> None:
     if index is None:
         raise ModelError(
             f"{id} has no model_index.json, so it is not in diffusers layout. Use a converted "
-            f"folder such as {EXAMPLE_MODEL}; single-file checkpoints are not read."
+            f"folder such as {EXAMPLE_MODEL}, or name the official .safetensors file itself."
         )
     transformer = _config(folder / "transformer" / "config.json") or {}
     connectors = _config(folder / "connectors" / "config.json") or {}

@@ -5,15 +5,20 @@ again; a training loads what it needs and lets go of the rest.
 """
 
 import gc
+import os
 from typing import Final
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
 
 from trainer.adapter import remove_adapter
+from trainer.execution import checkpoint_blocks, compile_blocks
+from trainer.job import GenerateJob, Job, JobDir
 from trainer.model import BaseModel
+from trainer.plan import Plan
+from trainer.policy import sampling_plan
+from trainer.quantised import quantised_to
 from trainer.text import TextEncoder
-from trainer.transformer import checkpoint_blocks
 
 _ENCODER_HEADROOM_BYTES: Final = 8 * 10**9
 """Activations of an encoder at work, beside its weights."""
@@ -37,21 +42,39 @@ class ModelCache:
         self._text_encoder: tuple[tuple[str, str, str], TextEncoder] | None = None
 
     def transformer(
-        self, base: BaseModel, *, with_audio: bool, exact: bool = True
+        self,
+        base: BaseModel,
+        *,
+        with_audio: bool,
+        exact: bool = True,
+        plan: Plan | None = None,
     ) -> LTX2VideoTransformer3DModel:
-        """Loaded at most once in a row; never carries an adapter when it is handed out.
+        """Loaded at most once in a row; never carries an adapter when it is handed out. Its base is
+        as precise as ``plan`` says; None: as it can be for sampling on this device.
 
         Without ``exact``, a transformer with audio also serves a job without: its video branch
         alone is run, to the same numbers.
         """
-        key = _key(base)
-        fits = self._with_audio == with_audio or (self._with_audio and not exact)
-        if self._transformer is None or key != self._key or not fits:
+        plan = plan or sampling_plan(base.device, base.num_blocks, with_audio=with_audio)
+        if not self.has(base, with_audio=with_audio, exact=exact, plan=plan):
             self._drop_transformer()
-            self._transformer = base.transformer(with_audio=with_audio)
-            self._key, self._with_audio = key, with_audio
+            self._transformer = base.transformer(
+                with_audio=with_audio, precision=plan.precision, num_offloaded=plan.num_offloaded
+            )
+            self._key, self._with_audio = _key(base), with_audio
+        assert self._transformer is not None
         restore_base(self._transformer)
         return self._transformer
+
+    def has(self, base: BaseModel, *, with_audio: bool, plan: Plan, exact: bool = True) -> bool:
+        """Whether `transformer` would load nothing."""
+        fits = self._with_audio == with_audio or (self._with_audio and not exact)
+        return (
+            self._transformer is not None
+            and self._key == _key(base)
+            and fits
+            and quantised_to(self._transformer) == plan.precision
+        )
 
     def text_encoder(self, base: BaseModel) -> TextEncoder:
         """Loaded when it is first asked for; `spare_text_encoder` says how long it stays."""
@@ -98,15 +121,28 @@ class ModelCache:
 
 
 def restore_base(transformer: LTX2VideoTransformer3DModel) -> None:
-    """As loaded: no adapter, nothing recomputed."""
+    """As loaded: no adapter, nothing recomputed or compiled."""
     remove_adapter(transformer)
     checkpoint_blocks(transformer, 0)
+    compile_blocks(transformer, None)
+
+
+def open_model(job: Job | GenerateJob, directory: JobDir) -> BaseModel:
+    """The base model that ``job`` names, on its device."""
+    return BaseModel.open(
+        job.model,
+        directory.root / job.cache,
+        device_of(job.device),
+        text_encoder=job.text_encoder,
+    )
 
 
 def device_of(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU."""
+    """``auto`` is CUDA where there is one; of several, the one `torchrun` gave this process."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(name)
 
 

@@ -20,7 +20,9 @@ from diffusers import LTX2VideoTransformer3DModel
 
 from preprocessing.events import EventLog
 from trainer.adapter import remove_adapter
+from trainer.attention import attention_kernel
 from trainer.cache import EncodedCache
+from trainer.cadence import PreviewBudget, guess_round_s
 from trainer.check import check_artifact
 from trainer.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
 from trainer.conditions import describe
@@ -31,13 +33,18 @@ from trainer.examples import Examples, clip_masks
 from trainer.footage import Dataset
 from trainer.generate import Generation
 from trainer.given import open_sources, preview_prompts
+from trainer.guidance import num_passes
 from trainer.job import Control, GenerateJob, Job, JobDir, Result, write_atomically
 from trainer.loop import Hooks, Stopped, Trainer, train
 from trainer.lora_file import LoraMetadata, save_lora
 from trainer.model import BaseModel
 from trainer.model_cache import ModelCache as ModelCache
-from trainer.model_cache import collect, device_of, restore_base
+from trainer.model_cache import collect, open_model, restore_base
+from trainer.parallel import ALONE, Group, Ready
+from trainer.plan import Workload
+from trainer.policy import first_plan
 from trainer.preview import find_previews, make_previews, preview_steps, validation_geometry
+from trainer.quantised import quantised_to
 from trainer.reel import make_reel
 from trainer.spec import TrainingSpec
 
@@ -50,10 +57,18 @@ _STATUS: dict[Control, Literal["cancelled", "released"]] = {
 }
 
 
-def run_job(job_dir: Path, models: ModelCache, *, log: type[EventLog] = EventLog) -> Result:
+def run_job(
+    job_dir: Path,
+    models: ModelCache,
+    group: Group = ALONE,
+    *,
+    log: type[EventLog] = EventLog,
+) -> Result:
     """Run the job in ``job_dir`` to its end, whatever that is; always writes result.json.
 
     Nothing is raised: what went wrong is in the result, with a traceback on standard error.
+    ``group`` are the processes that train it together, of which this one leads; the others are in
+    `trainer/follow.py`.
     """
     directory = JobDir(job_dir)
     directory.previews.mkdir(parents=True, exist_ok=True)
@@ -65,7 +80,7 @@ def run_job(job_dir: Path, models: ModelCache, *, log: type[EventLog] = EventLog
             if isinstance(job, GenerateJob):
                 run = Generation(job, directory, models, events)
             else:
-                run = _Run(job, directory, models, events)
+                run = _Run(job, directory, models, events, group)
             run.run()
             result = Result(status="completed", step=run.saved_step)
         except Stopped as stopped:
@@ -83,20 +98,23 @@ def run_job(job_dir: Path, models: ModelCache, *, log: type[EventLog] = EventLog
 class _Run:
     """One job on its way. ``saved_step`` is what a checkpoint (or the LoRA) has."""
 
-    def __init__(self, job: Job, directory: JobDir, models: ModelCache, events: EventLog) -> None:
+    def __init__(
+        self, job: Job, directory: JobDir, models: ModelCache, events: EventLog, group: Group
+    ) -> None:
         self.job = job
         self.directory = directory
         self.models = models
         self.events = events
+        self.group = group
         self.saved_step = 0
+        self._started = time.time()
         self._transformer: LTX2VideoTransformer3DModel | None = None
         self._held = ExitStack()
         self._num_previews = 0
-        self._previews_s = 0.0
 
     def run(self) -> None:
         job, spec, validation = self.job, self.job.spec, self.job.spec.validation
-        base = BaseModel.open(job.model, self._path(job.cache), device_of(job.device))
+        base = open_model(job, self.directory)
         with self.events.stage("read_dataset"):
             dataset = Dataset(self._path(job.dataset))
             with_audio = dataset.manifest.with_audio
@@ -104,7 +122,13 @@ class _Run:
                 clip_masks(clip, spec.conditions)  # a bad one ends the job here, not at its step
             clips = job.validation_clips
             sources = open_sources(clips and self._path(clips), spec, with_audio=with_audio)
-        fingerprint = _fingerprint(spec, dataset, base)
+        fingerprint = fingerprint_of(spec, dataset, base)
+        plan = first_plan(
+            Workload(dataset.footage[0].geometry.num_tokens, spec.rank, with_audio),
+            base.device,
+            job.machine,
+            base.num_blocks,
+        )
         checkpoint = self._find_checkpoint(job, fingerprint)
 
         cache = EncodedCache(self._path(job.cache), base)
@@ -117,20 +141,33 @@ class _Run:
         self.models.make_room(base)
         encode_all(all_clips, all_prompts, base, cache, self.events, between=self._stop_if_told)
 
+        was_loaded = self.models.has(base, with_audio=with_audio, plan=plan)
+        self.group.tell(Ready(plan, None if checkpoint is None else checkpoint.path))
         with self.events.stage("load_transformer"):
-            transformer = self.models.transformer(base, with_audio=with_audio)
+            transformer = self.models.transformer(base, with_audio=with_audio, plan=plan)
             self._transformer = transformer
-        trainer = Trainer(transformer, spec, with_audio=with_audio)
+        trainer = Trainer(
+            transformer,
+            spec,
+            with_audio=with_audio,
+            machine=job.machine,
+            plan=plan,
+            group=self.group,
+        )
         if checkpoint is not None:
             trainer.restore(checkpoint)
         examples = Examples(dataset, cache, spec, base.device)
         first = examples[0]
-        num_recomputed = trainer.plan_memory(first)
+        with self.events.stage("fit_memory"):
+            trainer.prepare(first, self.events.log)
+        num_tokens = first.video.tokens.shape[1]
         self.events.log(
-            f"Training on {base.device}: {len(examples)} samples of "
-            f"{first.video.tokens.shape[1]} tokens, {num_recomputed} of "
-            f"{len(transformer.transformer_blocks)} blocks recomputed, from step {trainer.step}"
+            f"Training on {base.device}: {len(examples)} samples of {num_tokens} tokens, "
+            f"from step {trainer.step}"
         )
+        budget = PreviewBudget(job.preview_share)
+        started = time.monotonic()
+        first_step, startup_s = trainer.step, 0.0
 
         def save(step: int) -> None:
             path = save_checkpoint(
@@ -148,8 +185,26 @@ class _Run:
         def preview(step: int) -> None:
             if self._has_previews(step, prompts):
                 return
-            started = time.monotonic()
-            with self._may_lack_memory("previews"), self.events.stage("previews"):
+            step_s = (time.monotonic() - started - budget.spent_s) / max(1, step - first_step)
+            if step < spec.num_steps and not budget.allows(
+                first_guess_s=guess_round_s(
+                    step_s=step_s,
+                    step_tokens=num_tokens,
+                    tokens=validation_geometry(validation).num_tokens,
+                    num_prompts=len(prompts),
+                    num_steps=validation.num_inference_steps,
+                    passes=num_passes(validation, with_audio=with_audio),
+                ),
+                training_s=step_s * spec.num_steps,
+            ):
+                self.events.log(f"No previews after step {step}: they would cost too much time")
+                return
+            began = time.monotonic()
+            with (
+                self._may_lack_memory("previews"),
+                self.events.stage("previews"),
+                attention_kernel(trainer.kernel),
+            ):
                 make_previews(
                     transformer,
                     Decoder.open(base, with_audio=with_audio),
@@ -163,15 +218,26 @@ class _Run:
                     should_stop=lambda: self.directory.told() is not None,
                 )
                 self._num_previews += len(prompts)
-                self._previews_s += time.monotonic() - started
+                budget.paid(time.monotonic() - began)
             collect()
 
+        def first_step_done() -> None:
+            nonlocal startup_s
+            if base.device.type == "cuda":
+                torch.cuda.synchronize(base.device)
+            startup_s = round(time.time() - (job.claimed_at or self._started), 3)
+            since = "claim" if job.claimed_at else "start"
+            model = "was there from before" if was_loaded else "was loaded"
+            said = f"First step done {startup_s:.1f} s after the {since}; the model {model}"
+            self.events.log(said)
+
         hooks = Hooks(
-            told=self.directory.told,
+            told=lambda: self.group.tell((self.directory.told(),))[0],
             save_checkpoint=save,
             make_previews=preview,
             checkpoint_every=job.checkpoint_every,
             preview_steps=preview_steps(spec.num_steps, validation.at) if prompts else (),
+            first_step_done=first_step_done,
         )
         if base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(base.device)
@@ -181,16 +247,18 @@ class _Run:
             "trained",
             model=base.id,
             device=_device_name(base.device),
-            video_tokens=first.video.tokens.shape[1],
+            video_tokens=num_tokens,
             audio_tokens=0 if first.audio is None else first.audio.tokens.shape[1],
             rank=spec.rank,
             step_time_s=step_time_s,
             num_previews=self._num_previews,
-            previews_s=round(self._previews_s, 3),
+            previews_s=round(budget.spent_s, 3),
             preview_tokens=validation_geometry(validation).num_tokens,
-            peak_memory_bytes=torch.cuda.max_memory_allocated(base.device)
-            if base.device.type == "cuda"
-            else None,
+            peak_memory_bytes=_memory(torch.cuda.max_memory_allocated, base.device),
+            device_memory_bytes=_memory(_total_memory, base.device),
+            plan=trainer.plan.describe(base.num_blocks),
+            startup_s=startup_s,
+            model_was_loaded=was_loaded,
         )
         self._stop_if_told()
 
@@ -305,8 +373,9 @@ def _metadata(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> LoraMeta
 def _fresh(
     base: BaseModel, transformer: LTX2VideoTransformer3DModel, *, with_audio: bool
 ) -> Callable[[], LTX2VideoTransformer3DModel]:
-    """A base model for the check: read again on the CPU; on a GPU, where two need not fit, the
-    trained one without its adapter."""
+    """A base model for the check, as precise as the trained one: read again on the CPU; on a GPU,
+    where two need not fit, the trained one without its adapter."""
+    precision = quantised_to(transformer)
 
     def without_adapter() -> LTX2VideoTransformer3DModel:
         remove_adapter(transformer)
@@ -314,7 +383,7 @@ def _fresh(
 
     if base.device.type == "cuda":
         return without_adapter
-    return lambda: base.transformer(with_audio=with_audio)
+    return lambda: base.transformer(with_audio=with_audio, precision=precision)
 
 
 def _failure(error: Exception, step: int) -> Result:
@@ -339,10 +408,18 @@ def _failure(error: Exception, step: int) -> Result:
     return Result(status="failed", step=step, error_type=kind, error=message)
 
 
-def _fingerprint(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> str:
+def fingerprint_of(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> str:
     """What a checkpoint belongs to. A resume with any of it changed is refused."""
     parts = (spec.model_dump_json(), dataset.hash, base.fingerprint)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _total_memory(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[1])
+
+
+def _memory(read: Callable[[torch.device], int], device: torch.device) -> int | None:
+    return read(device) if device.type == "cuda" else None
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,31 +1,30 @@
 """One call of the LTX-2.3 transformer, as the reference calls it.
 
-diffusers' forward needs three things to give the reference's numbers (`ltx-training.md` 1.7, 5.4):
+It is written out here, on diffusers' modules, because diffusers' own forward can't give the
+reference's numbers at a sensible price (`ltx-training.md` 1.7, 2.1, 5.4):
 
 - The cross-modality scale and shift come from a token's own timestep, their gate from the other
-  modality's sigma. diffusers takes both from the same one; a hook gives the two modules theirs.
+  modality's sigma. diffusers takes both from the same one.
 - Text is given without a mask: after the connectors it is all ones, and an additive mask of zeros
   switches flash attention off.
-- Timesteps are multiplied by 1000 here, once; everything else of the trainer has them in [0, 1].
+- Without audio no audio weight need exist (`drop_audio_branch` saves 11.7 GB of the real model).
+- A sample has two timesteps, its sigma and that of given tokens; modulation is computed and kept
+  for these two, not for every token (`blocks.py`).
+- How a block is run (compiled, recomputed, with its weights on the host) is for the machine to
+  decide, block by block (`execution.py`).
 
-Without audio the blocks run here, video branch only: equal to `isolate_modalities` with a dummy
-audio token, and no audio weights need exist (`drop_audio_branch` saves 11.7 GB of the real model).
-There, modulation is computed and kept for the two timesteps that a sample has, its sigma and the 0
-of given tokens, not for every token: that is 33 GB less at 6912 tokens (5.3).
+Timesteps are multiplied by 1000 here, once; everything else of the trainer has them in [0, 1].
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
-from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformerBlock
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
+
+from trainer.blocks import Branch, Crossing, Rope, modulated
+from trainer.execution import execution_of
 
 TIMESTEP_SCALE = 1000
 """The transformer's timesteps run from 0 to 1000; ours are sigmas in [0, 1]."""
@@ -81,25 +80,26 @@ def predict_velocity(
     num_blocks = len(transformer.transformer_blocks)
     if any(not 0 <= index < num_blocks for index in skip_self_attention_blocks):
         raise ValueError(f"no such block among {num_blocks}: {skip_self_attention_blocks}")
+    crossing = audio is not None and not isolate_modalities
+    inputs = [_enter(transformer, _VIDEO, video, audio if crossing else None)]
+    if audio is not None:
+        inputs.append(_enter(transformer, _AUDIO, audio, video if crossing else None))
+    hidden: Any = [entered.hidden for entered in inputs]
+    branches = [entered.branch for entered in inputs]
     if audio is None:
-        return _video_velocity(transformer, video, skip_self_attention_blocks), None
-    with _cross_modality_scale_from_own_timesteps(transformer, video, audio):
-        return transformer(
-            hidden_states=video.tokens,
-            audio_hidden_states=audio.tokens,
-            encoder_hidden_states=video.context,
-            audio_encoder_hidden_states=audio.context,
-            timestep=video.timesteps * TIMESTEP_SCALE,
-            audio_timestep=audio.timesteps * TIMESTEP_SCALE,
-            sigma=video.sigma * TIMESTEP_SCALE,
-            audio_sigma=audio.sigma * TIMESTEP_SCALE,
-            video_coords=video.coords,
-            audio_coords=audio.coords,
-            isolate_modalities=isolate_modalities,
-            spatio_temporal_guidance_blocks=list(skip_self_attention_blocks),
-            use_cross_timestep=True,
-            return_dict=False,
+        hidden.append(None)
+        branches.append(None)
+    execution = execution_of(transformer)
+    for index, block in enumerate(transformer.transformer_blocks):
+        hidden = execution.run(
+            index, block, *hidden, *branches, index in skip_self_attention_blocks
         )
+    velocities = [
+        _leave(transformer, entered, tokens)
+        for entered, tokens in zip(inputs, hidden, strict=False)
+        if tokens is not None
+    ]
+    return velocities[0], velocities[1] if audio is not None else None
 
 
 def drop_audio_branch(transformer: LTX2VideoTransformer3DModel) -> None:
@@ -110,149 +110,106 @@ def drop_audio_branch(transformer: LTX2VideoTransformer3DModel) -> None:
                 del children[name]
 
 
-def checkpoint_blocks(transformer: LTX2VideoTransformer3DModel, num_blocks: int) -> None:
-    """Keep no activations of the first ``num_blocks`` blocks; the backward pass runs them again."""
-    transformer.num_checkpointed_blocks = num_blocks
-    chosen = {id(block) for block in transformer.transformer_blocks[:num_blocks]}
+@dataclass(frozen=True)
+class _Names:
+    """What a branch's modules are called in the model."""
 
-    def run(block: nn.Module, *args: Any) -> Any:
-        return _recomputed(block, *args) if id(block) in chosen else block(*args)
-
-    if num_blocks:
-        transformer.enable_gradient_checkpointing(run)
-    else:
-        transformer.disable_gradient_checkpointing()
+    prefix: str
+    cross_scale_shift: str
+    cross_gate: str
+    cross_rope: str
 
 
-# No block draws random numbers, so there is no RNG state to keep for the second run.
-_recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+_VIDEO = _Names(
+    prefix="",
+    cross_scale_shift="av_cross_attn_video_scale_shift",
+    cross_gate="av_cross_attn_video_a2v_gate",
+    cross_rope="cross_attn_rope",
+)
+_AUDIO = _Names(
+    prefix="audio_",
+    cross_scale_shift="av_cross_attn_audio_scale_shift",
+    cross_gate="av_cross_attn_audio_v2a_gate",
+    cross_rope="cross_attn_audio_rope",
+)
 
 
-@contextmanager
-def _cross_modality_scale_from_own_timesteps(
-    transformer: LTX2VideoTransformer3DModel, video: Modality, audio: Modality
-) -> Iterator[None]:
-    def give(timesteps: Tensor) -> Any:
-        flat = (timesteps * TIMESTEP_SCALE).flatten()
-        return lambda module, args, kwargs: ((flat, *args[1:]), kwargs)
+@dataclass(frozen=True)
+class _Entered:
+    """One modality on its way through the blocks."""
 
-    handles = [
-        module.register_forward_pre_hook(give(modality.timesteps), with_kwargs=True)
-        for module, modality in (
-            (transformer.av_cross_attn_video_scale_shift, video),
-            (transformer.av_cross_attn_audio_scale_shift, audio),
+    names: _Names
+    hidden: Any
+    """[B, N, D]"""
+    branch: Any
+    embedded: Tensor
+    """[B, R, D]: the timesteps, for the modulation of the output."""
+
+
+def _enter(
+    transformer: LTX2VideoTransformer3DModel,
+    names: _Names,
+    modality: Modality,
+    other: Modality | None,
+) -> _Entered:
+    """``other`` is the modality that this one exchanges attention with, if any."""
+
+    def part(name: str) -> Any:
+        return getattr(transformer, names.prefix + name)
+
+    hidden = part("proj_in")(modality.tokens)
+
+    def embed(module: Any, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, R] -> [B, R, K D] and [B, R, D]"""
+        both = module(
+            (sigmas * TIMESTEP_SCALE).flatten(),
+            batch_size=sigmas.shape[0],
+            hidden_dtype=hidden.dtype,
         )
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        modulation, embedded = (rows.view(*sigmas.shape, -1) for rows in both)
+        return modulation, embedded
 
-
-def _video_velocity(
-    transformer: LTX2VideoTransformer3DModel, video: Modality, skipped: tuple[int, ...]
-) -> Tensor:
-    """The video half of diffusers' `LTX2VideoTransformer3DModel.forward`, nothing else."""
-    batch = video.tokens.shape[0]
-    rope = transformer.rope(video.coords, device=video.tokens.device)
-    hidden = transformer.proj_in(video.tokens)
-    levels = video.sigma[:, None] * TIMESTEP_SCALE
-    if video.keep is not None:
-        levels = torch.cat([levels, levels * video.keep_noise], dim=1)  # rows of `_by_token`
-    modulation, embedded = transformer.time_embed(
-        levels.flatten(), batch_size=batch, hidden_dtype=hidden.dtype
-    )
-    modulation = modulation.view(batch, -1, modulation.shape[-1])
-    embedded = embedded.view(batch, -1, embedded.shape[-1])
-    text_modulation, _ = transformer.prompt_adaln(
-        video.sigma * TIMESTEP_SCALE, batch_size=batch, hidden_dtype=hidden.dtype
-    )
-    text_modulation = text_modulation.view(batch, 1, -1)
-
-    num_checkpointed = getattr(transformer, "num_checkpointed_blocks", 0)
-    for index, block in enumerate(transformer.transformer_blocks):
-        recompute = torch.is_grad_enabled() and index < num_checkpointed
-        run = partial(_recomputed, _video_block) if recompute else _video_block
-        hidden = run(
-            block,
-            hidden,
-            video.context,
-            modulation,
-            text_modulation,
-            rope,
-            video.keep,
-            index in skipped,
+    sigma = modality.sigma[:, None]
+    levels = sigma
+    if modality.keep is not None:
+        # The two rows of `blocks.by_token`.
+        levels = torch.cat([sigma, sigma * modality.keep_noise], dim=1)
+    modulation, embedded = embed(part("time_embed"), levels)
+    crossing = None
+    if other is not None:
+        crossing = Crossing(
+            scale_shift=embed(getattr(transformer, names.cross_scale_shift), levels)[0],
+            gate=embed(getattr(transformer, names.cross_gate), other.sigma[:, None])[0],
+            rope=_rope(transformer, names.cross_rope, modality.coords, num_axes=1),
         )
-
-    shift, scale = (transformer.scale_shift_table[None, None] + embedded[:, :, None]).unbind(2)
-    hidden = _scaled(transformer.norm_out(hidden), 1 + scale, video.keep)
-    return transformer.proj_out(hidden + _by_token(shift, video.keep))
-
-
-def _video_block(
-    block: LTX2VideoTransformerBlock,
-    hidden: Tensor,
-    context: Tensor,
-    modulation: Tensor,
-    text_modulation: Tensor,
-    rope: tuple[Tensor, Tensor],
-    keep: Tensor | None,
-    skip_self_attention: bool,
-) -> Tensor:
-    """The video half of diffusers' `LTX2VideoTransformerBlock.forward`: [B, N, D] -> [B, N, D]."""
-    batch = hidden.shape[0]
-    shift, scale, gate, shift_ff, scale_ff, gate_ff, shift_q, scale_q, gate_q = (
-        block.get_mod_params(block.scale_shift_table, modulation, batch)
+    branch = Branch(
+        context=modality.context,
+        modulation=modulation,
+        text_modulation=embed(part("prompt_adaln"), sigma)[0],
+        rope=_rope(transformer, names.prefix + "rope", modality.coords),
+        keep=modality.keep,
+        crossing=crossing,
     )
-
-    def modulated(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return _scaled(tokens, 1 + scale, keep) + _by_token(shift, keep)
-
-    attended = block.attn1(
-        modulated(block.norm1(hidden), scale, shift),
-        query_rotary_emb=rope,
-        all_perturbed=skip_self_attention,
-    )
-    hidden = hidden + _scaled(attended, gate, keep)
-
-    shift_kv, scale_kv = block.get_mod_params(
-        block.prompt_scale_shift_table, text_modulation, batch
-    )
-    attended = block.attn2(
-        modulated(block.norm2(hidden), scale_q, shift_q),
-        encoder_hidden_states=context * (1 + scale_kv) + shift_kv,
-    )
-    hidden = hidden + _scaled(attended, gate_q, keep)
-    return hidden + _scaled(
-        block.ff(modulated(block.norm3(hidden), scale_ff, shift_ff)), gate_ff, keep
-    )
+    return _Entered(names, hidden, branch, embedded)
 
 
-def _by_token(rows: Tensor, keep: Tensor | None) -> Tensor:
-    """Rows [B, 2, D], for generated and for kept tokens, as [B, N, D]; [B, 1, D] fits as it is."""
-    return rows if keep is None else torch.where(keep[..., None], rows[:, 1:], rows[:, :1])
+def _leave(transformer: LTX2VideoTransformer3DModel, entered: _Entered, hidden: Tensor) -> Tensor:
+    prefix, keep = entered.names.prefix, entered.branch.keep
+    table = getattr(transformer, f"{prefix}scale_shift_table")
+    shift, scale = (table + entered.embedded[:, :, None]).unbind(2)
+    normed = getattr(transformer, f"{prefix}norm_out")(hidden)
+    return getattr(transformer, f"{prefix}proj_out")(modulated(normed, scale, shift, keep))
 
 
-def _scaled(tokens: Tensor, rows: Tensor, keep: Tensor | None) -> Tensor:
-    """``tokens`` [B, N, D] times their row; keeps two rows for the backward pass, not N."""
-    if keep is None:
-        return tokens * rows
-    scaled: Tensor = _ScaledByRow.apply(tokens, rows, keep)
-    return scaled
-
-
-class _ScaledByRow(torch.autograd.Function):
-    """A product whose second factor is frozen and spread out again when it is needed."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, rows: Tensor, keep: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, keep)
-        ctx.dtype = tokens.dtype
-        return tokens * _by_token(rows, keep)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        rows, keep = ctx.saved_tensors
-        return (gradient * _by_token(rows, keep)).to(ctx.dtype), None, None
+def _rope(
+    transformer: LTX2VideoTransformer3DModel, name: str, coords: Tensor, num_axes: int | None = None
+) -> Rope:
+    """Of ``coords``; kept for the next call with the same tensor: a training has few."""
+    kept: dict[str, tuple[Tensor, Rope]] = transformer.__dict__.setdefault("_kept_ropes", {})
+    if name in kept and kept[name][0] is coords:
+        return kept[name][1]
+    module = getattr(transformer, name)
+    rope: Rope = module(coords[:, :num_axes], device=coords.device)
+    if not torch.is_inference_mode_enabled():  # what is made there can't be trained with
+        kept[name] = (coords, rope)
+    return rope

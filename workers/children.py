@@ -91,18 +91,26 @@ class ChildProcess:
         kill_group(self.process)
 
 
+def _launcher(num_processes: int) -> list[str]:
+    if num_processes == 1:
+        return []
+    count = f"--nproc-per-node={num_processes}"
+    return ["-m", "torch.distributed.run", "--standalone", count]
+
+
 class TrainerProcess:
     """`python -m trainer serve`: lives between jobs with the base model loaded.
 
     One job at a time: `submit` hands it a job directory, `poll` says how it stands.
     """
 
-    def __init__(self, stderr: Path) -> None:
+    def __init__(self, stderr: Path, num_gpus: int = 1) -> None:
+        """``num_gpus``: one process for each, by `torchrun`; they train every job together."""
         stderr.parent.mkdir(parents=True, exist_ok=True)
         self.stderr = stderr
         with stderr.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "trainer", "serve"],
+                [sys.executable, *_launcher(num_gpus), "-m", "trainer", "serve"],
                 env={**os.environ, PARENT_PID: str(os.getpid())},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -116,8 +124,9 @@ class TrainerProcess:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._answers.put(line)
+        with self.process.stdout as answers:
+            for line in answers:
+                self._answers.put(line)
 
     @property
     def alive(self) -> bool:
@@ -141,3 +150,6 @@ class TrainerProcess:
 
     def kill(self) -> None:
         kill_group(self.process)
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()

@@ -89,6 +89,7 @@ def make_job(attempt: Attempt, job_dir: JobDir, prepared: dict[str, Any]) -> Non
                 threshold=settings.safety_threshold,
             ),
             model=settings.model,
+            text_encoder=settings.text_encoder,
             cache=runtime.cache,
         )
     )

@@ -63,7 +63,8 @@ class Runtime:
     def live_trainer(self) -> TrainerProcess:
         """The trainer child; a dead one is replaced."""
         if self.trainer is None or not self.trainer.alive:
-            self.trainer = TrainerProcess(self.settings.data_dir / "logs" / "trainer.stderr")
+            stderr = self.settings.data_dir / "logs" / "trainer.stderr"
+            self.trainer = TrainerProcess(stderr, self.settings.gpus_per_job)
         return self.trainer
 
     def drop_trainer(self) -> None:

@@ -9,10 +9,12 @@ from typing import Any, Final
 import structlog
 
 from app.requests import lifecycle
+from app.settings import Settings
 from app.storage.errors import ObjectMissing
 from preprocessing.failpoints import reach
 from preprocessing.manifest import MANIFEST_FILE, VALIDATION_FILE
 from trainer.job import Job, JobDir
+from trainer.plan import MachineSettings
 from trainer.spec import TrainingSpec
 from workers.attempt import Attempt, PreparedGone
 from workers.checkpoints import CheckpointStore, Uploader
@@ -87,9 +89,13 @@ def make_job(
             dataset=dataset,
             validation_clips=validation if "validation" in prepared else None,
             model=runtime.settings.model,
+            text_encoder=runtime.settings.text_encoder,
             cache=runtime.cache,
             resume_from=resume_from,
             checkpoint_every=runtime.settings.checkpoint_every,
+            machine=_machine(runtime.settings),
+            preview_share=runtime.settings.preview_share,
+            claimed_at=time.time() - (time.monotonic() - attempt.started),
         )
     )
 
@@ -100,6 +106,16 @@ def _spec(attempt: Attempt) -> TrainingSpec:
     steps = attempt.runtime.settings.preview_steps
     validation = spec.validation.model_copy(update={"num_inference_steps": steps})
     return spec.model_copy(update={"validation": validation})
+
+
+def _machine(settings: Settings) -> MachineSettings:
+    return MachineSettings(
+        precision=settings.base_precision,
+        recomputed_blocks=settings.recomputed_blocks,
+        offloaded_blocks=settings.offloaded_blocks,
+        compile=settings.compile,
+        attention=settings.attention,
+    )
 
 
 class TrainingEvents:

@@ -336,6 +336,8 @@ def model(settings: Settings) -> Finding:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _model_folder(folder)
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return _model_file(folder, settings.text_encoder)
     if not re.fullmatch(r"[A-Za-z0-9_-][\w.-]*/[\w.-]+", name):
         advice = "Set REELSMITH_MODEL to a folder, a hub id or tiny."
         return Finding("fail", "model", f"{name} is no folder here and no hub id", advice)
@@ -347,6 +349,15 @@ def model(settings: Settings) -> Finding:
             return _model_folder(snapshot)
     says = f"{name} is not in {hub}: the first training downloads it"
     return Finding("warn", "model", says, f"Download it now: `hf download {name}`.")
+
+
+def _model_file(file: Path, text_encoder: Path | None) -> Finding:
+    """The official single file, to which the text encoder must be named."""
+    if text_encoder is None or not text_encoder.is_dir():
+        advice = "Set REELSMITH_TEXT_ENCODER to a folder with Gemma 3 and its tokenizer."
+        return Finding("fail", "model", f"{file.name} holds no text encoder", advice)
+    says = f"{file.name}: the first training converts it, once; that takes as much disk again"
+    return Finding("ok", "model", says)
 
 
 def _model_folder(folder: Path) -> Finding:

@@ -17,6 +17,8 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from app.db.types import dump_json
+
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -27,8 +29,7 @@ POOL_SIZE = 5
 """Connections a process keeps; up to 10 more come and go (SQLAlchemy's own overflow)."""
 _OPTIONS: dict[str, Any] = {
     "pool_size": POOL_SIZE,
-    # A database that was restarted costs nobody an error.
-    "pool_pre_ping": True,
+    "json_serializer": dump_json,
     # Errors are logged, and users' URLs hold secrets.
     "hide_parameters": True,
 }
@@ -66,7 +67,10 @@ class Database:
     """The database of a process without an event loop."""
 
     def __init__(self, url: str) -> None:
-        self.engine = create_engine(driver_url(url), **_OPTIONS)
+        target = driver_url(url)
+        # A server that was restarted costs nobody an error; a file does not go away.
+        is_server = target.get_backend_name() != "sqlite"
+        self.engine = create_engine(target, pool_pre_ping=is_server, **_OPTIONS)
         _prepare(self.engine)
         self._writing = self.engine.execution_options(**{WRITE: True})
 
@@ -105,6 +109,9 @@ class AsyncDatabase:
 
     def __init__(self, url: str) -> None:
         self._database = Database(url)
+        # A connection of its own: SQLite's page cache is one connection's, and what it wrote last
+        # is what it writes to next.
+        self._written = Database(url)
         self._readers = ThreadPoolExecutor(READERS, "database-read")
         self._writer = ThreadPoolExecutor(1, "database-write")
         self._waiting: deque[_Write] = deque()
@@ -156,6 +163,7 @@ class AsyncDatabase:
         self._writer.shutdown()
         self._readers.shutdown()
         self._database.close()
+        self._written.close()
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()
@@ -176,20 +184,12 @@ class AsyncDatabase:
                     write.tell()
 
     def _commit(self, batch: "list[_Write]") -> None:
+        groups: dict[Any, list[_Write]] = {}
+        for write in batch:
+            groups.setdefault(write.function, []).append(write)
         if len(batch) > 1:
-            groups: dict[Any, list[_Write]] = {}
-            for write in batch:
-                groups.setdefault(write.function, []).append(write)
             try:
-                with self._database.connect_to_write() as connection:
-                    for group in groups.values():
-                        joined = Session(
-                            connection,
-                            expire_on_commit=False,
-                            join_transaction_mode="create_savepoint",
-                        )
-                        with joined as session:
-                            _run(session, group)
+                self._commit_groups(list(groups.values()))
                 return
             except SQLAlchemyError:
                 # The commit failed, or a deadlock took the whole transaction with it: nothing of
@@ -197,10 +197,23 @@ class AsyncDatabase:
                 pass
         for write in batch:
             try:
-                with self._database.session_to_write() as session:
-                    _run(session, [write])
+                self._commit_groups([[write]])
             except SQLAlchemyError as error:
                 write.outcome = error
+
+    def _commit_groups(self, groups: "list[list[_Write]]") -> None:
+        """In one transaction, each group in a savepoint. Raises `SQLAlchemyError`."""
+        if len(groups) == 1:  # as usual in a burst of submits: it needs none
+            with self._written.session_to_write() as session:
+                _run(session, groups[0])
+            return
+        with self._written.connect_to_write() as connection:
+            for group in groups:
+                joined = Session(
+                    connection, expire_on_commit=False, join_transaction_mode="create_savepoint"
+                )
+                with joined as session:
+                    _run(session, group)
 
 
 @dataclass

@@ -6,11 +6,12 @@ Owners without a row in `api_keys` (keys of the environment, the single user) ha
 from collections.abc import Iterable
 from typing import Final
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Select, func, select, text
 from sqlalchemy.orm import Session, object_session
 
 from app.db.models import ApiKey, Request, Stage, State
 from app.errors import QueueLimitReached
+from app.keys.store import ID_PREFIX
 
 CLAIM_LOCK: Final = 0x7265656D
 """PostgreSQL advisory lock ("reem"); on SQLite the write transaction is the lock."""
@@ -24,16 +25,9 @@ class QueueRoom:
     """
 
     def __init__(self, session: Session, owners: Iterable[str]) -> None:
-        self._limits = {
-            id: limit
-            for id, limit in session.execute(
-                select(ApiKey.id, ApiKey.max_queued)
-                .where(ApiKey.id.in_(sorted(set(owners))), ApiKey.max_queued.is_not(None))
-                # In one order everywhere: no two wait for each other.
-                .order_by(ApiKey.id)
-                .with_for_update()
-            )
-        }
+        # Other owners have no row: the single user and keys of the environment cost no query.
+        keys = sorted(owner for owner in set(owners) if owner.startswith(ID_PREFIX))
+        self._limits = _max_queued(session, keys) if keys else {}
         self._waiting: dict[str, int] = dict.fromkeys(self._limits, 0)
         if self._limits:
             counted = (
@@ -58,6 +52,18 @@ class QueueRoom:
         return None
 
 
+def _max_queued(session: Session, keys: list[str]) -> dict[str, int]:
+    """The limits of those that have one, locked."""
+    found = session.execute(
+        select(ApiKey.id, ApiKey.max_queued)
+        .where(ApiKey.id.in_(keys), ApiKey.max_queued.is_not(None))
+        # In one order everywhere: no two wait for each other.
+        .order_by(ApiKey.id)
+        .with_for_update()
+    )
+    return {id: limit for id, limit in found if limit is not None}
+
+
 def owners_at_limit(session: Session) -> list[str]:
     """Owners that have as many requests running as they may. Call it before claiming.
 
@@ -69,19 +75,32 @@ def owners_at_limit(session: Session) -> list[str]:
         return []
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": CLAIM_LOCK})
+    return passed_over(session)
+
+
+def passed_over(session: Session) -> list[str]:
+    """Owners that have as many requests running as they may: what they have waiting is passed over
+    at this moment."""
+    # Not of the ORM: every batch of status polls asks it.
+    return list(session.connection().scalars(_AT_LIMIT))
+
+
+def _at_limit() -> Select[str]:
+    keys, requests = ApiKey.__table__, Request.__table__
     running = (
-        select(Request.owner, func.count().label("num"))
-        .where(Request.state == State.RUNNING)
-        .group_by(Request.owner)
+        select(requests.c.owner, func.count().label("num"))
+        .where(requests.c.state == State.RUNNING)
+        .group_by(requests.c.owner)
         .subquery()
     )
-    return list(
-        session.scalars(
-            select(ApiKey.id)
-            .outerjoin(running, running.c.owner == ApiKey.id)
-            .where(ApiKey.max_running <= func.coalesce(running.c.num, 0))
-        )
+    return (
+        select(keys.c.id)
+        .select_from(keys.outerjoin(running, running.c.owner == keys.c.id))
+        .where(keys.c.max_running <= func.coalesce(running.c.num, 0))
     )
+
+
+_AT_LIMIT = _at_limit()
 
 
 def slot_freed(row: Request) -> None:

@@ -4,6 +4,7 @@ Types are strict: 2000.0, "2000" and true are no integers, 1 is no boolean. Keys
 are ignored, and of a key given twice the last counts, as fal's own endpoints do it.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -78,27 +79,31 @@ AUDIO_POLICIES: Final = {
 """``with_audio`` -> what it means for a dataset."""
 
 
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_BREAK: Final = re.compile(r"[\t\n\r\u2028\u2029]")
+_NOT_IN_URL: Final = re.compile(r"[\x00-\x20\\]")
+
+
 def _printable(value: str) -> str:
     """No control characters except in multi-line text: they break logs, files and tokenizers."""
-    for char in value:
-        if (char < " " and char not in "\t\n\r") or "\x7f" <= char <= "\x9f":
-            raise PydanticCustomError(
-                "value_error",
-                "Control character U+{code} is not allowed",
-                {"code": f"{ord(char):04X}"},
-            )
+    if (found := _CONTROL.search(value)) is not None:
+        raise PydanticCustomError(
+            "value_error",
+            "Control character U+{code} is not allowed",
+            {"code": f"{ord(found[0]):04X}"},
+        )
     return value
 
 
 def _one_line(value: str) -> str:
-    if any(char in value for char in "\t\n\r\u2028\u2029"):
+    if _BREAK.search(value):
         raise PydanticCustomError("value_error", "A line break or tab is not allowed here")
     return _printable(value)
 
 
 def _url(value: str) -> str:
     """An absolute http(s) URL. Where it leads is checked when it is opened, by address."""
-    if any(char <= " " or char == "\\" for char in _one_line(value)):
+    if _NOT_IN_URL.search(_one_line(value)):
         raise PydanticCustomError("url_parsing", "A URL has no spaces and no backslashes")
     try:
         parts = urlsplit(value)

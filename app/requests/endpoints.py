@@ -236,8 +236,9 @@ def _add_queue(
         )
 
 
-def _json(answer: BaseModel, status: int, request_id: str) -> JSONResponse:
-    return JSONResponse(answer.model_dump(), status, {REQUEST_ID: request_id})
+def _json(answer: BaseModel, status: int, request_id: str) -> Response:
+    body = answer.model_dump_json()
+    return Response(body, status, {REQUEST_ID: request_id}, media_type="application/json")
 
 
 async def _result_of(row: Row, storage: Storage) -> Response:

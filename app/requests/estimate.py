@@ -24,8 +24,8 @@ from trainer.capacity import (
     model_id,
     num_audio_latents,
     num_video_tokens,
-    training_bytes,
 )
+from trainer.plan import MachineSettings, Plan, Workload, bytes_needed, choose, least_bytes
 
 NO_MEASUREMENTS: Final = (
     "No training of this mode with this model has finished here yet, so nothing was measured."
@@ -82,13 +82,26 @@ class Time(BaseModel):
     reason: str | None = None
 
 
+class Fit(BaseModel):
+    """How the trainer would fit this training onto a device with so much free memory."""
+
+    device: str = Field(description="A usual card, or the device that was measured here.")
+    free_bytes: int
+    plan: str | None = Field(description="What would be chosen and why; null: it does not fit.")
+
+
 class Memory(BaseModel):
     """Of the GPU while it trains, in bytes."""
 
-    least_bytes: int | None = Field(description="About; with every block recomputed.")
+    least_bytes: int | None = Field(
+        description="About; quantised, with every block recomputed and offloaded."
+    )
     full_speed_bytes: int | None = Field(description="About; with none recomputed.")
     measured_peak_bytes: int | None = Field(
         description="The most of any measured training with as many tokens and this rank."
+    )
+    fits: list[Fit] = Field(
+        default=[], description="What the trainer would choose; it proves it by a step."
     )
     reason: str | None = None
 
@@ -210,18 +223,40 @@ def memory_of(
         return Memory(
             least_bytes=None, full_speed_bytes=None, measured_peak_bytes=peak, reason=reason
         )
-    least, full = training_bytes(
-        tokens.video,
-        request.rank,
-        with_audio=tokens.audio > 0,
-        with_conditions=bool(mode.training_spec(request).conditions),
-    )
+    work = Workload(tokens.video, request.rank, with_audio=tokens.audio > 0)
     return Memory(
-        least_bytes=least,
-        full_speed_bytes=full,
+        least_bytes=least_bytes(work, MachineSettings(), supports_float8=True),
+        full_speed_bytes=bytes_needed(Plan(), work),
         measured_peak_bytes=peak,
+        fits=[_fit(name, free, work) for name, free in _devices(measured)],
         reason=None if peaks else "Computed from the model's size; none was measured here yet.",
     )
+
+
+CARDS: Final = {
+    "24 GB card": 24 * 10**9,
+    "32 GB card": 32 * 10**9,
+    "48 GB card": 48 * 10**9,
+    "80 GB card": 80 * 10**9,
+    "141 GB card": 141 * 10**9,
+}
+"""What usual cards have, in the maker's gigabytes."""
+_FREE_PART: Final = 0.96
+"""Of a card's memory: the driver and a context take the rest."""
+
+
+def _devices(measured: Sequence[Measured]) -> list[tuple[str, int]]:
+    here = [
+        (one.device, int(one.device_memory_bytes * _FREE_PART))
+        for one in measured[:1]
+        if one.device_memory_bytes is not None
+    ]
+    return here + [(name, int(size * _FREE_PART)) for name, size in CARDS.items()]
+
+
+def _fit(device: str, free: int, work: Workload) -> Fit:
+    plan = choose(work, free, MachineSettings(), supports_float8=True)
+    return Fit(device=device, free_bytes=free, plan=None if plan is None else plan.describe())
 
 
 def _prepare_s(one: Measured) -> float:

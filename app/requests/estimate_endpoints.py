@@ -26,6 +26,8 @@ ESTIMATES: Final[dict[type[AnyMode], type[BaseModel]]] = {
     Generation: GenerationEstimate,
 }
 """What the answer is."""
+SINGLE: Final = ("string", "integer", "number", "boolean")
+"""Types that a parameter can have as it is."""
 MAX_JSON_CHARACTERS: Final = 16_384
 """Of one parameter; a whole URL may have no more."""
 
@@ -81,7 +83,7 @@ def _add(
                 summary=f"{mode.title}: price, time and memory",
                 description="For the body of a submit; nothing is submitted or fetched.",
                 operation_id=f"estimate_{method.lower()}_{mode.path}_at_{path}".replace("/", "_"),
-                openapi_extra=_takes(mode) if method == "POST" else None,
+                openapi_extra=_takes(mode) if method == "POST" else _asks(mode),
             )
 
 
@@ -93,6 +95,25 @@ def _takes(mode: AnyMode) -> dict[str, Any]:
             "content": {"application/json": {"schema": {"$ref": reference}}},
         }
     }
+
+
+def _asks(mode: AnyMode) -> dict[str, Any]:
+    """The same fields as parameters. What is no single value is JSON."""
+    schema = mode.request_model.model_json_schema(ref_template="#/components/schemas/{model}")
+    parameters = []
+    for name, field in schema["properties"].items():
+        of_one = {"schema": field}
+        of_many = {"content": {"application/json": {"schema": field}}}
+        parameters.append(
+            {
+                "name": name,
+                "in": "query",
+                "required": False,
+                "description": field.get("description", ""),
+                **(of_one if field.get("type") in SINGLE else of_many),
+            }
+        )
+    return {"parameters": parameters}
 
 
 def _parse(mode: AnyMode, body: bytes, where: str) -> Any:

@@ -35,6 +35,8 @@ class Measured:
     prepare_s: float | None
     train_s: float | None
     """Of the whole attempt; None where it took several."""
+    device_memory_bytes: int | None = None
+    """What the device has in all; None for a CPU."""
 
     @property
     def rest_s(self) -> float | None:

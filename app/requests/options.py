@@ -23,6 +23,16 @@ MAX_WEBHOOK_CHARACTERS: Final = 2_048
 MAX_QUEUE_LENGTH: Final = 1_000_000
 MAX_TAGS: Final = 10
 MAX_TAG_CHARACTERS: Final = 100
+HEADERS: Final = frozenset(
+    {
+        *START_TIMEOUT_HEADERS,
+        "x-fal-queue-priority",
+        "x-fal-no-retry",
+        "x-fal-tags",
+        repeats.KEY_HEADER,
+    }
+)
+"""All that say something here: most submits have none of them."""
 YES: Final = ("1", "true", "yes")
 
 
@@ -40,6 +50,8 @@ class SubmitOptions:
     def of(cls, request: Request) -> "SubmitOptions":
         """Raises `InvalidInput` naming the header or parameter."""
         headers = request.headers
+        if not request.scope["query_string"] and HEADERS.isdisjoint(headers.keys()):
+            return cls()
         low = headers.get("x-fal-queue-priority", "").strip().lower() == Priority.LOW
         return cls(
             priority=Priority.LOW if low else Priority.NORMAL,

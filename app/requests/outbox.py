@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy import ColumnElement, case, literal, select, update
+from sqlalchemy import ColumnElement, bindparam, case, literal, select, update
 from sqlalchemy.orm import Session
 
 from app.clock import db_now
@@ -50,34 +50,22 @@ class Due:
 
 
 def due(session: Session) -> list[Due]:
-    """Wake-ups to send now: every first one, and repetitions at the head of each queue."""
-    found = list(_queued(session, Request.woken_at.is_(None), limit=BATCH))
+    """Wake-ups to send now: the first `BATCH` first ones of each queue, and repetitions at its
+    head."""
+    found: list[Due] = []
     for stage in Stage:
-        head = (
-            select(Request.id)
-            .where(Request.state == State.QUEUED, Request.stage == stage)
-            .order_by(*IN_ORDER)
-            .limit(REPEAT_HEAD)
-        )
-        overdue = Request.woken_at + _gap() < db_now()
-        found += _queued(session, Request.id.in_(head), overdue, limit=REPEAT_HEAD)
+        found += _first(session, stage)
+        found += _overdue(session, stage)
     return found
 
 
 def mark(session: Session, sent: list[Due]) -> None:
     """Remember that ``sent`` were sent. A request that moved on meanwhile stays due."""
-    for wake in sent:
-        session.execute(
-            update(Request)
-            .where(
-                Request.id == wake.request_id,
-                Request.state == State.QUEUED,
-                Request.attempt == wake.attempt,
-                Request.wakes == wake.wakes,
-            )
-            .values(woken_at=db_now(), wakes=wake.wakes + 1)
-            .execution_options(synchronize_session=False)
-        )
+    # Not through the ORM, which takes them one by one.
+    session.connection().execute(
+        _MARK,
+        [{"of": wake.request_id, "at": wake.attempt, "after": wake.wakes} for wake in sent],
+    )
 
 
 def send_all(wakes: list[Due], send: Send) -> list[Due]:
@@ -107,15 +95,28 @@ def publish_pending(database: Database, send: Send) -> int:
     return len(sent)
 
 
-def _queued(session: Session, *where: ColumnElement[bool], limit: int) -> Iterator[Due]:
+def _first(session: Session, stage: Stage) -> Iterator[Due]:
     rows = session.execute(
-        select(Request.id, Request.stage, Request.attempt, Request.wakes)
-        .where(Request.state == State.QUEUED, *where)
+        select(Request.id, Request.attempt, Request.wakes)
+        .where(Request.state == State.QUEUED, Request.stage == stage, Request.woken_at.is_(None))
         .order_by(*IN_ORDER)
-        .limit(limit)
+        .limit(BATCH)
     )
-    for request_id, stage, attempt, wakes in rows:
-        yield Due(request_id, QUEUES[Stage(stage)], attempt, wakes)
+    for request_id, attempt, wakes in rows:
+        yield Due(request_id, QUEUES[stage], attempt, wakes)
+
+
+def _overdue(session: Session, stage: Stage) -> Iterator[Due]:
+    overdue = Request.woken_at + _gap() < db_now()
+    head = session.execute(
+        select(Request.id, Request.attempt, Request.wakes, overdue)
+        .where(Request.state == State.QUEUED, Request.stage == stage)
+        .order_by(*IN_ORDER)
+        .limit(REPEAT_HEAD)
+    )
+    for request_id, attempt, wakes, is_overdue in head:
+        if is_overdue:
+            yield Due(request_id, QUEUES[stage], attempt, wakes)
 
 
 def _gap() -> ColumnElement[float]:
@@ -126,3 +127,15 @@ def _gap() -> ColumnElement[float]:
         steps.append((Request.wakes <= n, literal(gap)))
         n, gap = n + 1, gap * 2
     return case(*steps, else_=literal(REPEAT_AT_MOST_S))
+
+
+_MARK = (
+    update(Request.__table__)  # type: ignore[arg-type]  # a declared class's table
+    .where(
+        Request.id == bindparam("of"),
+        Request.state == State.QUEUED,
+        Request.attempt == bindparam("at"),
+        Request.wakes == bindparam("after"),
+    )
+    .values(woken_at=db_now(), wakes=Request.wakes + 1)
+)

@@ -2,61 +2,63 @@
 
 They take a path of their own: no routing, no dependencies, no ORM, and polls that arrive while the
 database is being asked are answered by the next question together. An answer is never older than
-the call. Whatever is out of the ordinary (logs, an unknown id, an error) goes the ordinary way.
+the call. Whatever is out of the ordinary (logs, an unknown id, a wrong key, an error) goes the
+ordinary way.
 """
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Row, and_, case, func, or_, select
-from sqlalchemy.orm import Session, aliased
+import structlog
+from pydantic_core import to_json
+from sqlalchemy import Result, Row, Table, bindparam, case, select
+from sqlalchemy.orm import Session
 from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.cors import CrossOrigin
 from app.db.engine import AsyncDatabase
 from app.db.models import Request, State
-from app.errors import REQUEST_ID, ServiceError
+from app.errors import REQUEST_ID
+from app.keys import limits
+from app.replies import is_plain, usual_headers
+from app.requests import repository
 from app.requests.answers import metrics_of, urls
-from app.requests.options import wants
 from app.requests.schemas import WIRE_STATUS
 
 ID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
+WITHOUT_LOGS: Final = frozenset({b"", b"logs=0", b"logs=false"})
+"""Queries of fal's clients; any other goes the ordinary way."""
+
 Authenticate = Callable[[HttpRequest], Awaitable[str]]
 
-_ahead = aliased(Request)
-_POSITION = case(
-    (
-        Request.state == State.QUEUED,
-        select(func.count())
-        .select_from(_ahead)
-        .where(
-            _ahead.state == State.QUEUED,
-            or_(
-                _ahead.priority < Request.priority,
-                and_(_ahead.priority == Request.priority, _ahead.number < Request.number),
-            ),
-        )
-        .correlate(Request)
-        .scalar_subquery(),
-    )
-).label("position")
-_COLUMNS = (
-    Request.id,
-    Request.owner,
-    Request.app,
-    Request.state,
-    Request.started_at,
-    Request.finished_at,
-    Request.inference_time,
-    Request.error,
-    Request.error_type,
-    _POSITION,
-)
+log = structlog.get_logger()
+
+_requests: Table = Request.__table__  # type: ignore[assignment]  # a declared class's table
+_STATUSES = {
+    some_passed_over: select(
+        _requests.c.id,
+        _requests.c.owner,
+        _requests.c.app,
+        _requests.c.state,
+        _requests.c.started_at,
+        _requests.c.finished_at,
+        _requests.c.inference_time,
+        _requests.c.error,
+        _requests.c.error_type,
+        case(
+            (
+                _requests.c.state == State.QUEUED,
+                repository.num_ahead(_requests, some_passed_over=some_passed_over),
+            )
+        ).label("position"),
+    ).where(_requests.c.id.in_(bindparam("ids", expanding=True)), _requests.c.expired_at.is_(None))
+    for some_passed_over in (False, True)
+}
+"""Built once, and not of the ORM: either takes longer than SQLite does."""
 
 
 class StatusReader:
@@ -64,40 +66,40 @@ class StatusReader:
 
     def __init__(self, database: AsyncDatabase) -> None:
         self._database = database
-        self._next: _Batch | None = None
+        self._waiting: list[tuple[str, asyncio.Future[Row[Any] | None]]] = []
         self._reading: asyncio.Task[None] | None = None
 
     async def row(self, request_id: str) -> Row[Any] | None:
         """None where there is no such request, or it has expired."""
-        if self._next is None:
-            self._next = _Batch()
-        batch = self._next
-        batch.ids.add(request_id)
+        future: asyncio.Future[Row[Any] | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request_id, future))
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read())
-        return (await asyncio.shield(batch.rows)).get(request_id)
+        return await future
 
     async def _read(self) -> None:
-        while self._next is not None:
-            batch, self._next = self._next, None
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            rows: Mapping[str, Row[Any]] = {}
+            failure: Exception | None = None
             try:
-                batch.rows.set_result(await self._database.read(_rows, batch.ids))
+                rows = await self._database.read(rows_of, {request_id for request_id, _ in batch})
             except Exception as error:
-                batch.rows.set_exception(error)
+                failure = error
+            for request_id, future in batch:
+                if future.done():  # who asked has left
+                    continue
+                if failure is None:
+                    future.set_result(rows.get(request_id))
+                else:
+                    future.set_exception(failure)
 
 
-@dataclass
-class _Batch:
-    ids: set[str] = field(default_factory=set)
-    rows: "asyncio.Future[Mapping[str, Row[Any]]]" = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-
-
-def _rows(session: Session, ids: Iterable[str]) -> Mapping[str, Row[Any]]:
-    found = session.execute(
-        select(*_COLUMNS).where(Request.id.in_(sorted(ids)), Request.expired_at.is_(None))
-    )
+def rows_of(session: Session, ids: Iterable[str]) -> Mapping[str, Row[Any]]:
+    """By id, what a status says; of those that exist and have not expired."""
+    passed_over = limits.passed_over(session)
+    parameters = {"ids": sorted(ids)} | ({"passed_over": passed_over} if passed_over else {})
+    found: Result[Any] = session.connection().execute(_STATUSES[bool(passed_over)], parameters)
     return {row.id: row for row in found}
 
 
@@ -112,48 +114,53 @@ class StatusPolls:
         reader: StatusReader,
         authenticate: Authenticate,
         public_url: str,
+        outermost: CrossOrigin | None = None,
     ) -> None:
-        """``apps``: every prefix of the queue's routes -> its ``owner/alias``."""
+        """``apps``: every prefix of the queue's routes -> its ``owner/alias``.
+
+        ``outermost``: it stands outside `Replies` and adds what that would. It then leaves alone
+        what `Replies` may refuse or answer by itself. A second one inside finds polls whose path
+        was another when they came (`app/hosts.py`).
+        """
         self.app = app
         self._apps = apps
         self._path = re.compile(f"/({'|'.join(map(re.escape, apps))})/requests/({ID})/status")
         self._reader = reader
         self._authenticate = authenticate
         self._public_url = public_url
+        self._outermost = outermost is not None
+        self._headers = [
+            (b"content-type", b"application/json"),
+            *(usual_headers(outermost) if outermost is not None else ()),
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "GET":
             asked = self._path.fullmatch(scope["path"])
-            if asked is not None and await self._answered(scope, receive, send, asked):
-                return
+            if asked is not None and scope["query_string"] in WITHOUT_LOGS:
+                plain = not self._outermost or is_plain(scope)
+                if plain and await self._answered(scope, send, asked):
+                    return
         await self.app(scope, receive, send)
 
-    async def _answered(
-        self, scope: Scope, receive: Receive, send: Send, asked: re.Match[str]
-    ) -> bool:
-        request = HttpRequest(scope)
-        if wants(request, "logs"):
-            return False
+    async def _answered(self, scope: Scope, send: Send, asked: re.Match[str]) -> bool:
         try:
-            owner = await self._authenticate(request)
-        except ServiceError as error:
-            await error.response()(scope, receive, send)
-            return True
-        try:
+            owner = await self._authenticate(HttpRequest(scope))
             row = await self._reader.row(asked[2])
         except Exception:  # the ordinary way meets it again, and knows how to tell
             return False
         if row is None or row.owner != owner or row.app != self._apps[asked[1]]:
             return False
-        body = json.dumps(_status(self._public_url, row), ensure_ascii=False).encode()
+        code = 200 if row.state == State.COMPLETED else 202
+        body = to_json(_status(self._public_url, row))
         headers = [
-            (b"content-type", b"application/json"),
+            *self._headers,
             (b"content-length", str(len(body)).encode()),
             (REQUEST_ID.encode(), row.id.encode()),
         ]
-        code = 200 if row.state == State.COMPLETED else 202
         await send({"type": "http.response.start", "status": code, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+        log.debug("poll", request_id=row.id, status=code)
         return True
 
 

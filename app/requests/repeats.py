@@ -7,9 +7,9 @@ the operator has set that, unless it ended badly: who submits after a failure me
 """
 
 import hashlib
-import json
 from typing import Any, Final
 
+from pydantic_core import to_json
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 from starlette.requests import Request as HttpRequest
@@ -43,11 +43,12 @@ def key_of(request: HttpRequest) -> str | None:
 def sha256_of(endpoint: str, purpose: Purpose, input: dict[str, Any]) -> str:
     """What a submit asks for, hexadecimal. How (priority, webhook, tags) does not count.
 
+    ``input`` is as its model writes it: every field, in the model's order.
+
     >>> sha256_of("a/b/c", Purpose.TRAIN, {"x": 1, "y": 2})[:8]
     'c5ef9353'
     """
-    text = json.dumps([endpoint, purpose, input], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(to_json([endpoint, purpose, input])).hexdigest()
 
 
 def find(

@@ -6,11 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, and_, bindparam, func, insert, or_, select
+from sqlalchemy import (
+    Float,
+    ScalarSelect,
+    Table,
+    and_,
+    bindparam,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+)
 from sqlalchemy.orm import Session, defer
 
 from app.clock import db_now
 from app.db.models import RANK, Event, LogLine, Priority, Purpose, Request, State
+from app.keys import limits
 
 LOG_WINDOW = 2_000
 """Newest lines that a status carries: clients poll ten times a second."""
@@ -83,13 +95,16 @@ def add(session: Session, new: NewRequest) -> Request:
     return session.scalars(select(Request).where(Request.id == new.id)).one()
 
 
+_QUEUED_BY_PRIORITY = (
+    select(Request.__table__.c.priority, func.count())
+    .where(Request.__table__.c.state == State.QUEUED)
+    .group_by(Request.__table__.c.priority)
+)
+
+
 def queued_by_priority(session: Session) -> dict[int, int]:
     """How many wait for a worker, by rank."""
-    found = session.execute(
-        select(Request.priority, func.count())
-        .where(Request.state == State.QUEUED)
-        .group_by(Request.priority)
-    )
+    found = session.connection().execute(_QUEUED_BY_PRIORITY)
     return {priority: count for priority, count in found}
 
 
@@ -100,9 +115,39 @@ def get(session: Session, request_id: str, app: str, owner: str) -> Request | No
     )
 
 
+def queued_of(session: Session, owners: Sequence[str]) -> dict[tuple[str, int], int]:
+    """How many of each of ``owners`` wait for a worker: (owner, rank) -> count."""
+    found = session.execute(
+        select(Request.owner, Request.priority, func.count())
+        .where(Request.state == State.QUEUED, Request.owner.in_(owners))
+        .group_by(Request.owner, Request.priority)
+    )
+    return {(owner, priority): count for owner, priority, count in found}
+
+
+def num_ahead(of: Table, *, some_passed_over: bool) -> ScalarSelect[int]:
+    """How many queued requests, of any stage, come before the one of ``of``, as a column.
+
+    ``some_passed_over``: the statement has a parameter ``passed_over``, owners that run as many as
+    they may. Theirs do not count, except before another one of the same owner.
+    """
+    ahead = Request.__table__.alias()
+    where = [
+        ahead.c.state == State.QUEUED,
+        or_(
+            ahead.c.priority < of.c.priority,
+            and_(ahead.c.priority == of.c.priority, ahead.c.number < of.c.number),
+        ),
+    ]
+    if some_passed_over:
+        skipped = ahead.c.owner.in_(bindparam("passed_over", expanding=True))
+        where.append(or_(ahead.c.owner == of.c.owner, not_(skipped)))
+    return select(func.count()).where(*where).correlate(of).scalar_subquery()
+
+
 def position(session: Session, row: Request) -> int:
     """How many queued requests, of any stage, come before ``row``."""
-    return _count(session, Request.state == State.QUEUED, _before(row))
+    return _positions(session, [row.id])[row.id]
 
 
 def log_lines(session: Session, request_id: str) -> Sequence[LogLine]:
@@ -172,21 +217,18 @@ def _positions(session: Session, ids: Sequence[str]) -> dict[str, int]:
     """`position` of many queued requests, in one query."""
     if not ids:
         return {}
+    if passed_over := limits.passed_over(session):
+        requests: Table = Request.__table__  # type: ignore[assignment]  # a declared class's table
+        ahead = num_ahead(requests, some_passed_over=True)
+        found = session.execute(
+            select(requests.c.id, ahead).where(requests.c.id.in_(ids)),
+            {"passed_over": passed_over},
+        )
+        return dict.fromkeys(ids, 0) | {id: count for id, count in found}
     number = func.row_number().over(order_by=(Request.priority, Request.number))
     queue = (
         select(Request.id, number.label("number")).where(Request.state == State.QUEUED).subquery()
     )
-    found = session.execute(select(queue.c.id, queue.c.number).where(queue.c.id.in_(ids)))
+    numbers = session.execute(select(queue.c.id, queue.c.number).where(queue.c.id.in_(ids)))
     # One that was claimed since it was looked up was the next.
-    return dict.fromkeys(ids, 0) | {id: number - 1 for id, number in found}
-
-
-def _before(row: Request) -> ColumnElement[bool]:
-    return or_(
-        Request.priority < row.priority,
-        and_(Request.priority == row.priority, Request.number < row.number),
-    )
-
-
-def _count(session: Session, *where: ColumnElement[bool]) -> int:
-    return session.scalar(select(func.count()).select_from(Request).where(*where)) or 0
+    return dict.fromkeys(ids, 0) | {id: number - 1 for id, number in numbers}

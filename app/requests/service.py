@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from sqlalchemy.orm import Session
@@ -16,6 +17,7 @@ from app.modes.base import AnyMode
 from app.modes.common import Input
 from app.requests import lifecycle, repeats, repository
 from app.requests.answers import metrics_of, stage_of, urls
+from app.requests.lengths import QueueLengths
 from app.requests.options import SubmitOptions
 from app.requests.schemas import (
     WIRE_STATUS,
@@ -94,6 +96,7 @@ class RequestService:
         self._check_webhook = check_webhook
         self._check_sources = check_sources
         self.watcher = Watcher(self.snapshots)
+        self._submit_all = partial(_submit_all, QueueLengths())
         self._dedupe_window_s = dedupe_window_s
         self.retention_s = retention_s
 
@@ -137,7 +140,7 @@ class RequestService:
         )
         reach("submit.before_commit")
         taken = await self._database.write_together(
-            _submit_all, Submit(new, options.max_queue_length, self._dedupe_window_s)
+            self._submit_all, Submit(new, options.max_queue_length, self._dedupe_window_s)
         )
         reach("submit.after_commit")
         SUBMITS.labels(mode.path, str(taken.repeated).lower()).inc()
@@ -206,10 +209,13 @@ class RequestService:
         return Snapshot(self._status_of(row, position, None), last_line)
 
 
-def _submit_all(session: Session, submits: Sequence[Submit]) -> list[Taken | Exception]:
+def _submit_all(
+    lengths: QueueLengths, session: Session, submits: Sequence[Submit]
+) -> list[Taken | Exception]:
     """What became of each, in their order."""
     room = QueueRoom(session, (submit.new.owner for submit in submits))
-    waiting = repository.queued_by_priority(session)
+    limited = any(submit.max_queue_length is not None for submit in submits)
+    waiting = lengths.waiting(session, exact=limited)
     answers: list[Taken | Exception] = []
     new: list[repository.NewRequest] = []
     for submit in submits:
@@ -222,16 +228,15 @@ def _submit_all(session: Session, submits: Sequence[Submit]) -> list[Taken | Exc
             answers.append(earlier)
             continue
         rank, limit = RANK[submit.new.priority], submit.max_queue_length
-        if limit is not None and (total := sum(waiting.values())) > limit:
-            answers.append(QueueFull(f"{total} requests wait already, more than {limit}."))
+        if limit is not None and waiting.total > limit:
+            answers.append(QueueFull(f"{waiting.total} requests wait already, more than {limit}."))
             continue
         if (no_room := room.take(submit.new.owner)) is not None:
             answers.append(no_room)
             continue
-        # All of a better or the same priority came before.
-        position = sum(count for other, count in waiting.items() if other <= rank)
+        position = waiting.before(submit.new.owner, rank)
         answers.append(Taken(submit.new.id, submit.new.app, position))
-        waiting[rank] = waiting.get(rank, 0) + 1
+        waiting.add(submit.new.owner, rank)
         new.append(submit.new)
     repository.add_all(session, new)
     return answers

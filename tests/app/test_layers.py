@@ -1,11 +1,17 @@
-"""The service knows four modules of data of the libraries, and where tests may end a process."""
+"""The service knows five modules of data of the libraries, and where tests may end a process."""
 
 import ast
 from pathlib import Path
 
 import app
 
-DATA = {"preprocessing.rules", "trainer.capacity", "trainer.generation", "trainer.spec"}
+DATA = {
+    "preprocessing.rules",
+    "trainer.capacity",
+    "trainer.generation",
+    "trainer.plan",
+    "trainer.spec",
+}
 ALLOWED = DATA | {"preprocessing.failpoints"}
 LIBRARIES = ("preprocessing", "trainer", "workers")
 

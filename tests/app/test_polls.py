@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 from app.db.engine import AsyncDatabase, Database
 from app.requests import lifecycle
 from app.requests.polls import StatusReader
+from tests.app import conftest
 from tests.app.conftest import Gateway
 from tests.app.test_lifecycle import claimed, do
 
@@ -51,6 +53,45 @@ def test_both_ways_say_the_same(gateway: Gateway, become: Callable[[Gateway], No
         k: v for k, v in long.headers.items() if k not in ours
     }
     assert short.headers["x-fal-request-id"] == request["request_id"]
+
+
+PAGE = "https://pages.example"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"origin": PAGE}, {"origin": "https://other.example"}],
+    ids=["no page", "a page that may ask", "another page"],
+)
+def test_pages_are_told_the_same(
+    tmp_path: Path, migrated_sqlite: Path, headers: dict[str, str]
+) -> None:
+    with conftest.running(tmp_path, migrated_sqlite, cors_origins=(PAGE,)) as gateway:
+        url = gateway.client.post("/t2v", json=BODY).json()["status_url"]
+        short = gateway.client.get(url, headers=headers)
+        long = gateway.client.get(url, params={"logs": "no"}, headers=headers)
+    assert short.status_code == long.status_code
+    ours = {"content-length", "x-fal-request-id"}
+    assert {k: v for k, v in short.headers.multi_items() if k not in ours} == {
+        k: v for k, v in long.headers.multi_items() if k not in ours
+    }
+
+
+def test_a_proxied_poll_is_one(gateway: Gateway) -> None:
+    request = gateway.client.post("/t2v", json=BODY).json()
+    direct = gateway.client.get(request["status_url"])
+    target = f"https://queue.fal.run/{APP}/requests/{request['request_id']}/status?logs=0"
+    proxied = gateway.client.get("/proxy", headers={"x-fal-target-url": target})
+    assert proxied.json() == direct.json()
+    assert sorted(proxied.headers.multi_items()) == sorted(direct.headers.multi_items())
+
+
+def test_a_wrong_key_is_refused_as_ever(tmp_path: Path, migrated_sqlite: Path) -> None:
+    with conftest.running(tmp_path, migrated_sqlite, api_keys=("one", "two")) as gateway:
+        one, two = ({"authorization": f"Key {key}"} for key in ("one", "two"))
+        url = gateway.client.post("/t2v", json=BODY, headers=one).json()["status_url"]
+        answers = [gateway.client.get(url, headers=headers) for headers in (one, two, {})]
+        assert [answer.status_code for answer in answers] == [202, 404, 401]
 
 
 def test_the_second_of_two_has_one_before_it(gateway: Gateway) -> None:

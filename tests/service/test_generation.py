@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +15,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+from safetensors.torch import save_file as save_torch
 
+from app.storage import make_storage
 from preprocessing.events import EventLog
 from preprocessing.prepare_source import prepare_source
 from preprocessing.rules import SourceRule
@@ -37,11 +40,12 @@ SMALL: dict[str, Any] = {
 }
 """A generation that the tiny model does in seconds. Neither its width nor its number of frames is
 on the model's grid, so that the result must be cut back."""
-SLOW = {"num_frames": 97, "num_inference_steps": 30, "guidance_scale": 2, "generate_audio": False}
+SLOW = {"num_frames": 49, "num_inference_steps": 30, "guidance_scale": 2, "generate_audio": False}
 """One that lasts long enough to be disturbed."""
 SEAM_PIXELS = 16
-LEAST_PSNR = 34.0
-"""Of the kept region, in dB, at `maximum` quality."""
+LEAST_PSNR = 39.0
+"""In dB, of the brightness of the kept region at `maximum` quality; 41.2 was measured (34.2 in RGB,
+since yuv420p halves the resolution of colours)."""
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +131,23 @@ def video_of(path: Path) -> Video:
     return Video(frames, Fraction(rate), sound_s)
 
 
+def luma(frames: np.ndarray) -> np.ndarray:
+    """Rec. 709 brightness, 0 to 255: what a codec keeps at full resolution."""
+    return frames @ np.array([0.2126, 0.7152, 0.0722])
+
+
+def psnr_of(found: np.ndarray, wanted: np.ndarray) -> float:
+    """In dB."""
+    return float(10 * np.log10(255**2 / np.mean((found - wanted) ** 2)))
+
+
 def test_the_readmes_loop(running: Stack, loop: Loop, bunny: Path, tmp_path: Path) -> None:
     """fal's client trains and generates; the video is what was asked for, and what was
     given is in it."""
     result = done(running, loop.generation)
     assert (result["seed"], result["prompt"]) == (SMALL["seed"], SMALL["prompt"])
-    assert loop.said.strip().splitlines()[-1].partition("?")[0] in result["video"]["url"]
+    printed = loop.said.strip().splitlines()[-1]
+    assert printed.partition("/requests/")[2] == result["video"]["url"].partition("/requests/")[2]
     assert result["video"]["content_type"] == "video/mp4"
     made = video_of(running.download(result["video"], tmp_path / "wider.mp4"))
     assert made.frames.shape == (FRAMES, HEIGHT, WIDTH, 3)
@@ -151,8 +166,7 @@ def test_the_readmes_loop(running: Stack, loop: Loop, bunny: Path, tmp_path: Pat
         :, place.top : place.top + place.height, place.left : place.left + place.width
     ]
     whole = slice(SEAM_PIXELS, -SEAM_PIXELS)
-    error = inside[:, whole, whole].astype(float) - frames[:, whole, whole]
-    psnr = 10 * np.log10(255**2 / np.mean(error**2))
+    psnr = psnr_of(luma(inside[:, whole, whole]), luma(frames[:, whole, whole]))
     assert psnr > LEAST_PSNR, f"{psnr:.1f} dB"
 
 
@@ -164,8 +178,8 @@ def test_it_is_billed_and_told_of_as_others_are(running: Stack, loop: Loop) -> N
     report = running.http.get(request["response_url"] + "/report").json()
     assert (report["verdict"], len(report["loras"])) == ("ok", 1)
     log = running.log(request)
-    for said in ("LoRA lora.safetensors", "prompt expansion", "safety"):
-        assert said.lower() in log.lower()
+    for said in ("LoRA lora.safetensors", "The prompt is not expanded", "The safety check is off"):
+        assert said in log
     page = running.http.get(request["response_url"] + "/events").json()
     assert page["stage"] == "generate"
     steps = [event["data"] for event in page["events"] if event["kind"] == "step"]
@@ -181,7 +195,7 @@ def test_nothing_is_left_of_another_lora(
     response = running.http.get(loop.lora)
     file.write_bytes(response.content)
     other = {name: -3 * tensor for name, tensor in load_file(file).items()}
-    save_file(other, tmp_path / "other.safetensors")
+    save_torch(other, tmp_path / "other.safetensors")
     second = upload(running.http, tmp_path / "other.safetensors")
     fields = {"video_url": source, "generate_audio": False, "sync_mode": True}
     made = []
@@ -217,57 +231,76 @@ def test_a_check(running: Stack, loop: Loop, source: str) -> None:
     assert "lies at" in result["notes"][0]
 
 
-BAD = {
-    "a source that is none": ("video_url", "not a video", ["body", "video_url"]),
-    "a LoRA that is none": ("lora", "safetensors", ["body", "loras", 0, "path"]),
-    "a LoRA of a larger model": ("large", "", ["body", "loras"]),
-    "a URL of nothing": ("gone", "not stored", ["body", "video_url"]),
-    "a source that fills the canvas": ("fills", "nothing is left", ["body", "source_scale"]),
-}
+Fields = dict[str, Any]
 
 
-@pytest.mark.parametrize(("what", "says", "loc"), BAD.values(), ids=BAD)
+def a_page(running: Stack, folder: Path) -> str:
+    """What many a broken link leads to."""
+    page = folder / "page.mp4"
+    page.write_text("<html>gone</html>")
+    return upload(running.http, page)
+
+
+def source_that_is_none(running: Stack, folder: Path) -> Fields:
+    return {"video_url": a_page(running, folder)}
+
+
+def source_that_is_gone(running: Stack, folder: Path) -> Fields:
+    """Its URL's signature holds."""
+    url = a_page(running, folder)
+    key = re.search(r"uploads/[0-9a-f]+/page\.mp4", url)
+    assert key is not None
+    make_storage(running.service.settings).delete(key[0])
+    return {"video_url": url}
+
+
+def source_that_fills_the_canvas(running: Stack, folder: Path) -> Fields:
+    return {"source_scale": 1, "resolution": {"width": 256, "height": 144}}
+
+
+def lora_that_is_none(running: Stack, folder: Path) -> Fields:
+    return {"loras": [{"path": a_page(running, folder)}]}
+
+
+def lora_of_a_larger_model(running: Stack, folder: Path) -> Fields:
+    """Only the model itself shows that; it is seen before the model is loaded."""
+    layer = "diffusion_model.transformer_blocks.0.attn1.to_q"
+    pair = {"lora_A": (4, 4096), "lora_B": (4096, 4)}
+    tensors = {f"{layer}.{name}.weight": np.ones(s, np.float32) for name, s in pair.items()}
+    save_file(tensors, folder / "large.safetensors")
+    return {"loras": [{"path": upload(running.http, folder / "large.safetensors")}]}
+
+
+LORA = ["loras", 0, "path"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "says", "loc"),
+    [
+        (source_that_is_none, "not a video", ["video_url"]),
+        (source_that_is_gone, "not stored", ["video_url"]),
+        (source_that_fills_the_canvas, "nothing is left to generate", ["source_scale"]),
+        (lora_that_is_none, "safetensors", LORA),
+        (lora_of_a_larger_model, "for another model", LORA),
+    ],
+)
 def test_files_that_can_not_be_used(
     running: Stack,
     loop: Loop,
     source: str,
     tmp_path: Path,
-    what: str,
+    bad: Callable[[Stack, Path], Fields],
     says: str,
     loc: list[str | int],
 ) -> None:
     """COMPLETED with the reason, at the field to blame, for nothing."""
-    page = tmp_path / "page.mp4"
-    page.write_text("<html>gone</html>")
-    fields: dict[str, Any] = {"video_url": source, "loras": [{"path": loop.lora}]}
-    match what:
-        case "video_url":
-            fields["video_url"] = upload(running.http, page)
-        case "lora":
-            fields["loras"] = [{"path": upload(running.http, page)}]
-        case "large":
-            layer = "diffusion_model.transformer_blocks.0.attn1.to_q"
-            pair = {"lora_A": (4, 4096), "lora_B": (4096, 4)}
-            tensors = {f"{layer}.{n}.weight": np.ones(s, np.float32) for n, s in pair.items()}
-            save_file(tensors, tmp_path / "large.safetensors")
-            path = upload(running.http, tmp_path / "large.safetensors")
-            fields["loras"] = [{"path": path}]
-        case "gone":
-            # Its signature holds, and its file is not there any more.
-            fields["video_url"] = upload(running.http, page)
-            key = re.search(r"uploads/[0-9a-f]+/page.mp4", fields["video_url"])
-            assert key is not None
-            from app.storage import make_storage
-
-            make_storage(running.service.settings).delete(key[0])
-        case "fills":
-            fields |= {"source_scale": 1, "resolution": {"width": 256, "height": 144}}
-    request = submit(running, **fields)
-    response = running.wait(request, 60)
+    good = {"video_url": source, "loras": [{"path": loop.lora}]}
+    request = submit(running, **{**good, **bad(running, tmp_path)})
+    response = running.wait(request)
     assert response.status_code == 422, response.text
     assert response.headers["x-fal-billable-units"] == "0"
     (detail,) = response.json()["detail"]
-    assert detail["loc"] == loc
+    assert detail["loc"] == ["body", *loc]
     assert says in detail["msg"]
     status = running.status(request)
     assert (status["status"], status["error"]) == ("COMPLETED", detail["msg"])
@@ -286,7 +319,7 @@ def test_kill_9_of_the_worker(running: Stack, loop: Loop, source: str) -> None:
         ("train", "completed"),
     ]
     response = running.http.get(request["response_url"])
-    assert response.headers["x-fal-billable-units"] == "4"
+    assert response.headers["x-fal-billable-units"] == "2"
     assert running.http.get(result["video"]["url"]).status_code == 200
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from fractions import Fraction
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from preprocessing.events import EventLog
 from tests.trainer.jobs import make_spec
 from trainer.adapter import adapter_state
 from trainer.errors import CapacityError, DivergedError
+from trainer.execution import execution_of
 from trainer.flow import Clean, Draws, Example, draw
 from trainer.job import Control
 from trainer.latents import VideoGeometry, audio_coords, video_coords
 from trainer.loop import FLUSH_EVERY, Hooks, Stopped, Trainer, learning_rate, train
 from trainer.model import BaseModel
-from trainer.policy import activation_bytes_per_block, num_blocks_to_checkpoint
 
 
 def make_example(*, num_frames: int = 9, with_audio: bool = False, keep: bool = False) -> Example:
@@ -167,7 +166,7 @@ def test_what_does_not_fit_is_recomputed(tiny: BaseModel, tmp_path: Path) -> Non
         trainer = Trainer(transformer, make_spec(num_steps=3), with_audio=False)
 
         def fail_unless_recomputed(*args: object, transformer: Any = transformer) -> None:
-            if not getattr(transformer, "num_checkpointed_blocks", 0):
+            if not execution_of(transformer).num_recomputed:
                 raise torch.OutOfMemoryError("Tried to allocate 1 PiB")
 
         if memory_is_short:
@@ -190,21 +189,6 @@ def test_what_never_fits_gets_advice(tiny: BaseModel, tmp_path: Path) -> None:
     transformer.proj_in.register_forward_pre_hook(fail)
     with pytest.raises(CapacityError, match=r"8 tokens with rank 8 .* Use fewer frames"):
         run(trainer, Recorder().hooks(), tmp_path, make_example())
-
-
-def test_the_memory_policy(tiny: BaseModel) -> None:
-    """The real model's 84 GB for 48 blocks at 6912 tokens (5.3), scaled to the tiny width."""
-    transformer = tiny.transformer(with_audio=True)
-    plain, kept, joint, joint_kept = (
-        activation_bytes_per_block(transformer, make_example(with_audio=with_audio, keep=keep))
-        for with_audio, keep in product((False, True), repeat=2)
-    )
-    real = plain / (8 * 64) * 6912 * 4096 * 48
-    assert real == pytest.approx(83.9e9, rel=0.03)
-    assert kept == plain
-    assert (joint_kept - joint) / plain == pytest.approx((116.5 - 83.9) / 83.9, abs=0.03)
-    assert joint / plain == pytest.approx(114 / 83.9, rel=0.03)
-    assert num_blocks_to_checkpoint(transformer, make_example(), torch.device("cpu")) == 0
 
 
 def test_a_draw_moves_with_seed_and_step_only(tiny: BaseModel, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from preprocessing.latent_mask import latent_keep_mask
 from tests.trainer.test_transformer import assert_same, inputs, learning
 from trainer.adapter import adapter_state, add_adapter, load_adapter_state
+from trainer.blocks import Branch, run_block
 from trainer.conditions import keep_masks
 from trainer.errors import ConditionError
 from trainer.guidance import Guidance
@@ -27,7 +28,7 @@ from trainer.model import BaseModel
 from trainer.sampler import Given, build_request, sample
 from trainer.spec import KeepRectangle, SampleMask
 from trainer.text import PromptContext
-from trainer.transformer import Modality, _video_block, predict_velocity
+from trainer.transformer import Modality, predict_velocity
 
 PROPERTIES = {
     "1 video-only is joint and isolated": (
@@ -243,10 +244,11 @@ def test_a_traced_block_has_the_same_gradients(tiny: BaseModel) -> None:
     )
     hidden.requires_grad_(True)
     rope = transformer.rope(video.coords, device="cpu")
-    traced = torch.compile(_video_block, backend="aot_eager", fullgraph=True)
+    branch = Branch(video.context, rows, text_rows, rope, video.keep)
+    traced = torch.compile(run_block, backend="aot_eager", fullgraph=True)
     found = []
-    for run in (_video_block, traced):
-        result = run(block, hidden, video.context, rows, text_rows, rope, video.keep, False)
+    for run in (run_block, traced):
+        result, _ = run(block, hidden, None, branch, None)
         weights = [hidden, block.attn1.to_q.weight, block.attn2.to_out[0].weight]
         found.append(list(torch.autograd.grad(result.square().mean(), weights)))
     assert_same(*found)

@@ -19,9 +19,11 @@ from safetensors import safe_open
 
 from preprocessing.manifest import Manifest
 from tests.trainer.jobs import make_dataset, make_job, make_spec, read_events, stages
+from trainer import cadence
 from trainer.adapter import adapter_state
 from trainer.job import Control, JobDir, Result
 from trainer.model import BaseModel
+from trainer.plan import MachineSettings
 from trainer.run import INTERNAL_ERROR, ModelCache, run_job
 from trainer.spec import SampleMask, Suffix
 
@@ -275,16 +277,68 @@ def test_the_model_stays_and_no_adapter_does(
     tmp_path: Path, silent_dataset: Path, cache: Path, tiny: BaseModel
 ) -> None:
     models = ModelCache()
-    before = models.transformer(tiny, with_audio=False)
+    claimed = time.time() - 1000
     for number, rank in enumerate((8, 4)):
         spec = make_spec(num_steps=2, rank=rank)
-        directory = make_job(tmp_path / f"{number}", silent_dataset, cache, spec=spec)
+        directory = make_job(
+            tmp_path / f"{number}", silent_dataset, cache, spec=spec, claimed_at=claimed
+        )
         assert run_job(directory.root, models).status == "completed"
+        before = models.transformer(tiny, with_audio=False)
         assert not adapter_state(before)
+        (trained,) = [event for event in read_events(directory) if event["kind"] == "trained"]
+        assert trained["model_was_loaded"] is (number == 1)
+        assert trained["startup_s"] > 1000
+        told = "was there from before" if number else "was loaded"
+        assert any(
+            f"s after the claim; the model {told}" in event.get("message", "")
+            for event in read_events(directory)
+        )
     assert models.transformer(tiny, with_audio=False) is before
     loaded = tiny.transformer(with_audio=False).state_dict()
     assert all(torch.equal(tensor, loaded[key]) for key, tensor in before.state_dict().items())
     assert models.transformer(tiny, with_audio=True) is not before
+
+
+def test_the_machine_settings_of_a_job_are_followed_and_told(
+    tmp_path: Path, silent_dataset: Path, cache: Path
+) -> None:
+    """A quantised base with offloaded blocks; the next job has its base in full again. The LoRA
+    passes its check, against the base as it was trained on."""
+    models = ModelCache()
+    machine = MachineSettings(precision="fp8", offloaded_blocks=2)
+    plans = []
+    for number, settings in enumerate((machine, MachineSettings())):
+        directory = make_job(
+            tmp_path / f"{number}",
+            silent_dataset,
+            cache,
+            spec=make_spec(num_steps=2),
+            machine=settings,
+        )
+        assert run_job(directory.root, models).status == "completed"
+        (trained,) = [event for event in read_events(directory) if event["kind"] == "trained"]
+        plans.append(trained["plan"])
+        assert plans[-1] in [event.get("message") for event in read_events(directory)]
+    assert plans == [
+        "base in fp8, 4 of 4 blocks recomputed, 2 offloaded to the host: as the settings say",
+        "base in full precision, 0 of 4 blocks recomputed: so small a model fits",
+    ]
+
+
+def test_previews_that_cost_too_much_are_passed_over(
+    tmp_path: Path,
+    silent_dataset: Path,
+    cache: Path,
+    models: ModelCache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cadence, "ALWAYS_GRANTED_S", 0.0)
+    spec = make_spec(prompts=("a red fox",), num_steps=4)
+    directory = make_job(tmp_path / "job", silent_dataset, cache, spec=spec, preview_share=0.001)
+    assert run_job(directory.root, models).status == "completed"
+    assert [path.name for path in directory.previews.iterdir()] == ["step-000004_prompt-0.mp4"]
+    assert any("would cost too much time" in e.get("message", "") for e in read_events(directory))
 
 
 @pytest.mark.parametrize("control", Control)

@@ -9,9 +9,10 @@ from diffusers import LTX2VideoTransformer3DModel
 from torch import Tensor
 
 from tests.trainer.jobs import golden, golden_extra
+from trainer.execution import checkpoint_blocks
 from trainer.latents import VideoGeometry, audio_coords, video_coords
 from trainer.model import BaseModel
-from trainer.transformer import Modality, checkpoint_blocks, drop_audio_branch, predict_velocity
+from trainer.transformer import Modality, drop_audio_branch, predict_velocity
 
 GOLDEN_05 = golden("05_transformer")
 TOLERANCE = 2e-4

@@ -203,3 +203,12 @@ def test_a_probe_that_dies(code: str, missing: bool, error: str) -> None:
     assert probed.answer is None
     assert probed.missing is missing
     assert probed.error.startswith(error)
+
+
+def test_the_official_file_needs_its_text_encoder(tmp_path: Path) -> None:
+    file = tmp_path / "ltx-2.3-22b-dev.safetensors"
+    file.touch()
+    alone = doctor.model(settings(tmp_path, model=str(file)))
+    assert (alone.state, "REELSMITH_TEXT_ENCODER" in alone.advice) == ("fail", True)
+    both = doctor.model(settings(tmp_path, model=str(file), text_encoder=tmp_path))
+    assert (both.state, "converts it" in both.says) == ("ok", True)

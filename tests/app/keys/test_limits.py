@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,8 @@ from app.db.models import Stage, State
 from app.errors import QueueLimitReached
 from app.keys import store
 from app.modes.common import TrainerRequest
-from app.requests import lifecycle, outbox, reaper
+from app.requests import lifecycle, outbox, polls, reaper, repository
+from app.requests.lengths import QueueLengths
 from app.requests.options import SubmitOptions
 from app.requests.service import RequestService
 from tests.app.asking import parsed
@@ -109,6 +111,64 @@ async def submit_at_once(url: str, keys: list[Key]) -> list[tuple[str, Exception
         return await asyncio.gather(*map(one, keys))
     finally:
         await database.close()
+
+
+class TestPositions:
+    """What is passed over comes before nobody but others of its key."""
+
+    @pytest.fixture
+    def asked(self, gateway: Gateway) -> list[dict[str, Any]]:
+        """Submits of a key that runs all it may, another one, and the first again."""
+        full, other = make_key(gateway.database, max_running=1), make_key(gateway.database)
+        replies: list[dict[str, Any]] = []
+        for key in (full, full, other, full, other):
+            reply = gateway.client.post("/t2v", json=BODY, headers=key.header).json()
+            replies.append({**reply, "header": key.header})
+            if len(replies) == 1:
+                claimed(gateway.database)
+        return replies
+
+    def test_as_submits_are_told(self, asked: list[dict[str, Any]]) -> None:
+        assert [reply["queue_position"] for reply in asked] == [0, 0, 0, 2, 1]
+
+    @pytest.mark.parametrize("query", ["", "?logs=1"])
+    def test_as_polls_are_told(
+        self, gateway: Gateway, asked: list[dict[str, Any]], query: str
+    ) -> None:
+        found = [
+            gateway.client.get(reply["status_url"] + query, headers=reply["header"]).json()
+            for reply in asked
+        ]
+        assert [one.get("queue_position") for one in found] == [None, 0, 0, 2, 1]
+
+    def test_on_both_databases(self, database: Database) -> None:
+        full = make_key(database, max_running=1)
+        submit(database, owner=full.id)
+        claimed(database)
+        ids = [
+            submit(database, owner=owner, **more)
+            for owner, more in ((full.id, {}), ("other", {}), (full.id, LOW), ("other", LOW))
+        ]
+        with database.read() as session:
+            found = {row.id: position for row, position, *_ in repository.watched(session, ids)}
+            polled = polls.rows_of(session, ids)
+            submitted = QueueLengths().waiting(session, exact=False)
+        assert [found[id] for id in ids] == [0, 0, 2, 1]
+        assert [polled[id].position for id in ids] == [0, 0, 2, 1]
+        next_ones = [(full.id, 0), ("other", 0), (full.id, 1), ("other", 1)]
+        assert [submitted.before(*one) for one in next_ones] == [2, 1, 4, 2]
+
+    def test_they_count_again_once_they_may_run(self, database: Database) -> None:
+        full = make_key(database, max_running=1)
+        submit(database, owner=full.id)
+        held = claimed(database)
+        submit(database, owner=full.id)
+        later = row(database, submit(database, owner="other"))
+        with database.read() as session:
+            assert repository.position(session, later) == 0
+        do(database, lifecycle.complete, held, {}, 0, 1.0)
+        with database.read() as session:
+            assert repository.position(session, later) == 1
 
 
 class TestRunning:
