@@ -199,7 +199,7 @@ def _only(certificate: Path) -> ssl.SSLContext:
 def worker_command(queue: str) -> list[str]:
     """A Celery worker with one slot for one queue."""
     return [
-        *(sys.executable, "-m", "celery", "-A", "workers.celery_app", "worker"),
+        *(sys.executable, "-m", "celery", "-A", "workers.celery_app", "--quiet", "worker"),
         *("-Q", queue, "-n", f"{queue}@%h", "-c", "1", "--loglevel", "WARNING"),
         *("--without-gossip", "--without-mingle"),
     ]

@@ -1,13 +1,18 @@
 """Logs as JSON lines on stderr, ours and the libraries' alike; one event is one line.
 
-``structlog.contextvars.bind_contextvars(request_id=...)`` puts the request into every line.
+``structlog.contextvars.bind_contextvars(request_id=...)`` puts the request into every line. No line
+holds a secret: those of the settings are known, others are known by their form.
 """
 
+import json
 import logging
+import re
 import sys
+from collections.abc import Iterable
+from typing import Any, Final
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 SHARED: list[Processor] = [
     structlog.contextvars.merge_contextvars,
@@ -19,8 +24,34 @@ QUIET = ("alembic", "botocore", "boto3", "httpx", "httpx2", "s3transfer")
 """Libraries whose INFO is noise, or writes down URLs that are permissions."""
 
 
-def configure(level: str = "INFO") -> None:
-    """Set up structlog and the root logger. Safe to call again."""
+HIDDEN: Final = "***"
+MIN_SECRET_CHARACTERS: Final = 8
+"""A shorter one would blot out words of its kind everywhere."""
+
+_BY_FORM: Final = re.compile(
+    r"(?<=://)[^/@\s\"]*:[^/@\s\"]*(?=@)"  # user and password of a URL
+    r"|(?<=/files/)\d+-[0-9a-f]{64}"  # the permission in a file's URL (`app/storage/signing.py`)
+    r"|(?<=X-Amz-Signature=)[0-9a-f]+"
+    r"|(?<=rs-)[0-9a-f]{16}:[\w-]{43}"  # a key of the database (`app/keys/store.py`)
+)
+
+
+class Hiding:
+    """The last processor: takes secrets out of a rendered line."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # As JSON writes them, the longest first: one may begin like another.
+        known = {json.dumps(one)[1:-1] for one in secrets if len(one) >= MIN_SECRET_CHARACTERS}
+        self._known = re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True))))
+        self._any = bool(known)
+
+    def __call__(self, logger: WrappedLogger, name: str, line: Any) -> EventDict | str:
+        hidden = _BY_FORM.sub(HIDDEN, line)
+        return self._known.sub(HIDDEN, hidden) if self._any else hidden
+
+
+def configure(level: str = "INFO", secrets: Iterable[str] = ()) -> None:
+    """Set up structlog and the root logger. Safe to call again. ``secrets`` are never written."""
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -40,6 +71,7 @@ def configure(level: str = "INFO") -> None:
                 structlog.processors.format_exc_info,
                 # ASCII: no line separator of Unicode can break a line in two.
                 structlog.processors.JSONRenderer(ensure_ascii=True),
+                Hiding(secrets),
             ],
         )
     )

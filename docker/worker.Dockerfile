@@ -32,5 +32,5 @@ USER reelsmith
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 \
   CMD ["python", "/opt/reelsmith/worker_health.py"]
 # Which queue it works on is the caller's choice: see docker-compose.yml.
-ENTRYPOINT ["celery", "-A", "workers.celery_app", "worker"]
+ENTRYPOINT ["celery", "-A", "workers.celery_app", "--quiet", "worker"]
 CMD ["-Q", "cpu", "-n", "cpu@%h", "-c", "1", "--loglevel", "WARNING", "--without-gossip", "--without-mingle"]

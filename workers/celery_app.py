@@ -36,7 +36,7 @@ def _remember_shutdown(**_: Any) -> None:
 
 @signals.setup_logging.connect
 def _configure_logging(**_: Any) -> None:
-    configure()
+    configure(secrets=settings.secrets)
 
 
 @signals.worker_process_shutdown.connect
