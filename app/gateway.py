@@ -52,7 +52,7 @@ def create_app(
     ``storage`` and ``send`` default to what the settings name; tests pass their own.
     """
     settings = settings or Settings()
-    configure(settings.log_level)
+    configure(settings.log_level, settings.secrets)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     storage = storage or make_storage(settings, patience_s=STORAGE_PATIENCE_S)
     database = AsyncDatabase(settings.database_url)

@@ -21,7 +21,7 @@ from workers.stages import prepare_next, work_next
 
 settings = Settings()
 # Before Celery says a word: its warnings are JSON lines, too.
-configure(settings.log_level)
+configure(settings.log_level, settings.secrets)
 logging.captureWarnings(True)
 celery: Celery = make_celery(
     settings.redis_url.get_secret_value() if settings.redis_url else None, settings.data_dir
