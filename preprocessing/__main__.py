@@ -14,13 +14,14 @@ not the dataset's.
 """
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 from typing import TypeVar
 
 import pydantic
 
-from preprocessing.cli import EXIT_OK, EXIT_REFUSED, Parser, PrintedEvents
+from preprocessing.cli import EXIT_DISK_FULL, EXIT_OK, EXIT_REFUSED, Parser, PrintedEvents
 from preprocessing.debug_archive import write_debug_archive
 from preprocessing.errors import DatasetError
 from preprocessing.events import EVENTS_FILE, EventLog
@@ -38,6 +39,16 @@ Spec = TypeVar("Spec", bound=pydantic.BaseModel)
 
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit code. Faults of ours are raised."""
+    try:
+        return _run(arguments)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(error, file=sys.stderr)
+        return EXIT_DISK_FULL
+
+
+def _run(arguments: list[str]) -> int:
     match arguments:
         case ["validation", *rest]:
             return _validation(rest)

@@ -9,6 +9,7 @@ from preprocessing.events import EventLog
 EXIT_OK: Final = 0
 EXIT_OUR_FAULT: Final = 1
 EXIT_REFUSED: Final = 2
+EXIT_DISK_FULL: Final = 3
 
 
 class Parser(argparse.ArgumentParser):

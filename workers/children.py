@@ -62,10 +62,12 @@ class EventTail:
 class ChildProcess:
     """`python -m MODULE ...` of one of the libraries, in a session of its own.
 
-    Exit: 0 done, 2 refused (the user's fault, said in its report), anything else ours.
+    Exit: 0 done, 2 refused (the user's fault, said in its report), 3 the disk is full, anything
+    else ours.
     """
 
     REFUSED = 2
+    DISK_FULL = 3
 
     def __init__(self, module: str, arguments: list[str], folder: Path) -> None:
         self.stderr = folder / f"{module}.stderr"

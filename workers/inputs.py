@@ -1,5 +1,6 @@
 """What every preparation does: fetch what a user's URL names, and wait for a child process."""
 
+import errno
 import time
 from pathlib import Path
 
@@ -64,11 +65,16 @@ def refused(problem: Problem) -> Failure:
 
 
 def wait(attempt: Attempt, child: ChildProcess, events: EventTail) -> int:
-    """Until the child ends. It is killed when the attempt must end first."""
+    """Until the child ends. It is killed when the attempt must end first.
+
+    Raises `OSError`: the disk was full.
+    """
     try:
         while True:
             code = child.poll()
             attempt.forward.feed(events.read())
+            if code == ChildProcess.DISK_FULL:
+                raise OSError(errno.ENOSPC, child.stderr_tail().strip())
             if code is not None:
                 return code
             attempt.check()

@@ -1,17 +1,22 @@
 """``python -m preprocessing``: what the worker starts, and people by hand."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
+from preprocessing.__main__ import main
+from preprocessing.cli import EXIT_DISK_FULL
 from preprocessing.manifest import Manifest
 from preprocessing.report import DatasetReport
 from preprocessing.rules import DatasetRule
 from tests.preprocessing.zips import zip_of
+from workers.children import ChildProcess
 
 RULE = DatasetRule(num_frames=9, frame_rate=24, width=96, height=64)
 ROOT = Path(__file__).parents[2]
@@ -87,3 +92,15 @@ def test_a_spec_that_is_none(tmp_path: Path) -> None:
     done = command(archive, "--spec", spec, "--out", tmp_path / "out")
     assert done.returncode == 1
     assert "num_frames must be 8k + 1, not 10" in done.stderr
+
+
+def test_a_full_disk_has_a_code_of_its_own(
+    carphone: Path, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which the worker tells it from a crash."""
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 10**6, 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    archive = zip_of(tmp_path / "a.zip", {"a.mp4": carphone})
+    arguments = [str(archive), "--spec", str(spec), "--out", str(tmp_path / "out")]
+    assert main(arguments) == EXIT_DISK_FULL
+    assert ChildProcess.DISK_FULL == EXIT_DISK_FULL
