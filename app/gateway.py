@@ -14,11 +14,13 @@ from sqlalchemy.orm import Session
 from app import modes, replies
 from app.auth import Authenticator
 from app.broker import Waker, make_celery
+from app.console.routes import make_routes as console_routes
 from app.cors import CrossOrigin
 from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.errors import Unavailable
 from app.hosts import Hosts
+from app.insight import deliveries, overview, request_endpoints, usage
 from app.keys.opening import require_key
 from app.logging import configure
 from app.openapi import routes as openapi
@@ -117,6 +119,10 @@ def create_app(
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
         listing_router(database, settings.public_url, authenticate, settings.retention_s),
         estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
+        request_endpoints.make_router(service, authenticate, storage),
+        overview.make_router(database, authenticate, storage, settings, VERSION),
+        usage.make_router(database, authenticate),
+        deliveries.make_router(database, authenticate),
         _health(database),
         router_for(storage, settings, authenticate, database),
         jwks_router(database, KeyRing.of(settings)),
@@ -125,6 +131,7 @@ def create_app(
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)
+    app.router.routes.extend(console_routes(app, settings, authenticate))
     document = cache(lambda: document_of(app, modes.all(), settings.public_url))
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
     return app

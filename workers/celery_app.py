@@ -11,9 +11,11 @@ from celery import Celery, signals
 from celery.exceptions import Reject
 
 from app.broker import make_celery
+from app.db.engine import Database
 from app.logging import configure
 from app.requests.outbox import TASKS
 from app.settings import Settings
+from workers.presence import announce
 from workers.runtime import Runtime
 from workers.stages import prepare_next, work_next
 
@@ -37,6 +39,12 @@ def _remember_shutdown(**_: Any) -> None:
 @signals.setup_logging.connect
 def _configure_logging(**_: Any) -> None:
     configure()
+
+
+@signals.worker_process_init.connect
+def _announce(**_: Any) -> None:
+    queues = ",".join(sorted(celery.amqp.queues.consume_from))
+    announce(Database(settings.database_url), runtime().worker, queues[:16])
 
 
 @signals.worker_process_shutdown.connect

@@ -277,3 +277,18 @@ class WebhookAttempt(Base):
     error: Mapped[str | None] = mapped_column(CleanText)
 
     __table_args__ = (Index("ix_webhook_attempts_request", "request_id", "id"),)
+
+
+class Worker(Base):
+    """A worker process as it last said of itself (`workers/presence.py`)."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(SHORT), primary_key=True)
+    """As in `Request.worker`."""
+    queue: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[float] = mapped_column(Float, default=db_now())
+    seen_at: Mapped[float] = mapped_column(Float, default=db_now())
+    facts: Mapped[dict[str, Any]] = mapped_column(CleanJSON, default=dict)
+    """What is known of ``device``, ``memory_total_bytes``, ``memory_used_bytes``,
+    ``load_percent``."""
