@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from app.modes.base import AnyMode
-from app.modes.common import FRAME_SIZES
+from app.modes.common import FRAME_SIZES, TrainerRequest
 
 ARCHIVE: Final = "training_data_url"
 GROUPS: Final = (
@@ -81,6 +81,8 @@ class Form:
     archive: Field | None
     """The dataset, where the endpoint takes one."""
     groups: tuple[Group, ...]
+    hint: str
+    """What belongs into the dataset."""
     frame_sizes: dict[str, tuple[int, int]]
     """``resolution/aspect_ratio`` -> width and height in pixels."""
 
@@ -98,7 +100,21 @@ def form_of(mode: AnyMode, *, check: bool = False) -> Form:
     if check:
         groups = [group for group in groups if group.title not in TRAIN_ONLY]
     sizes = {f"{resolution}/{ratio}": size for (resolution, ratio), size in FRAME_SIZES.items()}
-    return Form(archive, tuple(groups), sizes)
+    return Form(archive, tuple(groups), _hint(mode) if archive else "", sizes)
+
+
+def _hint(mode: AnyMode) -> str:
+    """Out of the rule that the mode's own example asks of a dataset."""
+    rule = mode.dataset_rule(_example(mode))
+    clips = "Clips or images" if rule.image_extensions else "Clips"
+    masks = (
+        " for each its mask, named like it with _mask (an image or a video)," if rule.masks else ""
+    )
+    return f"{clips},{masks} and captions as .txt files of the same names."
+
+
+def _example(mode: AnyMode) -> Any:
+    return mode.request_model.model_validate(mode.request_model.model_json_schema()["examples"][0])
 
 
 def fields_of(schema: dict[str, Any], definitions: dict[str, Any] | None = None) -> list[Field]:
@@ -114,10 +130,11 @@ def fields_of(schema: dict[str, Any], definitions: dict[str, Any] | None = None)
 def _field(name: str, part: dict[str, Any], definitions: dict[str, Any], required: bool) -> Field:
     whole = _resolved(part, definitions)
     nullable = any(option.get("type") == "null" for option in whole.get("anyOf", ()))
-    for option in whole.get("anyOf", ()):
-        if option.get("type") != "null":
-            whole = {**whole, **_resolved(option, definitions)}
-            break
+    options = [one for one in whole.get("anyOf", ()) if one.get("type") != "null"]
+    if options:
+        # Of a choice or something of one's own, the choice.
+        option = next((one for one in options if "enum" in one), options[0])
+        whole = {**_resolved(option, definitions), **whole}
     kind = _kind(whole, nullable)
     item = _resolved(whole.get("items", {}), definitions)
     return Field(
@@ -166,9 +183,7 @@ def drawing_of(mode: AnyMode) -> str:
 
     Asked of the mode's own example, which every mode has.
     """
-    examples = mode.request_model.model_json_schema().get("examples") or []
-    specify = getattr(mode, "training_spec", None)
-    if not examples or specify is None:
+    if not issubclass(mode.request_model, TrainerRequest):
         return ""
-    conditions = specify(mode.request_model.model_validate(examples[0])).conditions
+    conditions = mode.training_spec(_example(mode)).conditions
     return str(conditions[0].kind) if conditions else ""

@@ -42,6 +42,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
         self._environment.filters |= {**shown.FILTERS, "data": data_json}
         self._environment.globals |= {
             "navigation": NAVIGATION,
@@ -90,7 +91,7 @@ def content_security_policy(settings: Settings) -> str:
             "style-src 'self'",
             "worker-src 'self'",
             f"img-src 'self' blob: data: {store}",
-            f"media-src 'self' blob: {store}",
+            f"media-src 'self' blob: data: {store}",
             f"connect-src 'self' {store}",
             "form-action 'self'",
             "base-uri 'none'",

@@ -16,6 +16,7 @@ STAGES: Final = {
     "prepare": "Preparing",
     "download": "Downloading",
     "train": "Training",
+    "generate": "Generating",
     "encode_latents": "Encoding clips",
     "encode_text": "Encoding captions",
     "preview": "Previews",

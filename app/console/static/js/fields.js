@@ -30,6 +30,8 @@ const WRITE = {
   },
 };
 
+const defaultFor = (field) => (field.dataset.kind === "entries" ? [] : defaultOf(field) ?? (field.dataset.kind === "tristate" ? null : ""));
+
 export const defaultOf = (field) => JSON.parse(field.dataset.default ?? "null");
 
 function numberOf(input) {
@@ -61,9 +63,9 @@ export function readAll(root) {
   for (const field of fieldsIn(root)) {
     const value = read(field);
     const empty = value === "" || value === null || (Array.isArray(value) && value.every((one) => one === null));
-    if ("required" in field.dataset || !empty || field.dataset.kind === "tristate") {
-      if (!("required" in field.dataset && empty)) found[field.dataset.field] = value;
-    }
+    // An empty text or list may be meant: where the default is another, it is said.
+    const said = "required" in field.dataset ? !empty : JSON.stringify(value) !== JSON.stringify(defaultFor(field));
+    if (said && !(empty && field.dataset.kind === "integer")) found[field.dataset.field] = value;
   }
   return found;
 }
@@ -85,7 +87,7 @@ export function addEntry(field) {
     }
   }
   const entry = part.firstElementChild;
-  entry.setAttribute("aria-label", `Preview ${$$(".entry", field).length + 1}`);
+  entry.setAttribute("aria-label", `Number ${$$(".entry", field).length + 1}`);
   $("[data-remove]", entry).addEventListener("click", () => {
     entry.remove();
     counted(field);

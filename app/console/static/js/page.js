@@ -19,6 +19,12 @@ async function copy(text) {
 
 const actions = {
   copy: (button) => copy(button.dataset.copy),
+  play(button) {
+    const video = $("video", button);
+    if (video.paused) video.play();
+    else video.pause();
+    button.setAttribute("aria-pressed", String(!video.paused));
+  },
   copyFrom: (button) => copy($(button.dataset.copyFrom).textContent),
   async redeliver(button) {
     button.disabled = true;
@@ -35,7 +41,7 @@ const actions = {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
   for (const [name, act] of Object.entries(actions)) {
-    if (button && name in button.dataset) act(button);
+    if (button && (name in button.dataset || button.classList.contains(name))) act(button);
   }
 });
 

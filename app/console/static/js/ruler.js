@@ -64,7 +64,8 @@ export class Ruler {
     const rate = this.form.valueOf("frame_rate") || 24;
     this.kept.style.flex = `${Math.min(count, total)} 0 0`;
     this.made.style.flex = `${Math.max(total - count, 0)} 0 0`;
-    this.kept.textContent = `${count} kept`;
+    // A narrow part has no room for words.
+    this.kept.textContent = count / total > 0.16 ? `${count} kept` : count;
     this.made.textContent = `${Math.max(total - count, 0)} made`;
     for (const [name, value] of Object.entries({ valuemin: this.first || STEP, valuemax: total - 1, valuenow: count })) this.bar.setAttribute(`aria-${name}`, value);
     this.bar.setAttribute("aria-valuetext", `${count} of ${total} frames`);
