@@ -6,11 +6,11 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import Response
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from app.auth import Authenticator
-from app.db.models import Event
+from app.db.models import LANDMARK, Event
 from app.db.models import Request as Row
 from app.errors import ExpiredRequest, UnknownRequest
 from app.insight import curve, lines, live
@@ -123,6 +123,8 @@ def _events(session: Session, row: Row, after: int, kinds: Sequence[str]) -> Eve
     query = select(Event).where(Event.request_id == row.id, Event.id > after)
     if kinds:
         query = query.where(Event.kind.in_(kinds))
+        if "step" not in kinds:
+            query = query.where(text(LANDMARK))  # as the index has it
     events = session.scalars(query.order_by(Event.id).limit(EVENTS_PAGE)).all()
     return Events.model_validate(
         {

@@ -1,4 +1,4 @@
-"""Workers as they last said of themselves."""
+"""Workers as they last said of themselves; quick ways to the events that are no steps."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,7 +19,16 @@ def upgrade() -> None:
         sa.Column("facts", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("name", name="pk_workers"),
     )
+    landmark = sa.text("kind <> 'step'")
+    op.create_index(
+        "ix_events_landmarks",
+        "events",
+        ["request_id", "id"],
+        sqlite_where=landmark,
+        postgresql_where=landmark,
+    )
 
 
 def downgrade() -> None:
+    op.drop_index("ix_events_landmarks", "events")
     op.drop_table("workers")

@@ -1,4 +1,4 @@
-"""Curve, log, live changes, samples, overview, usage, deliveries: what the console and others read."""
+"""Curve, log, live changes, samples, overview, usage, deliveries: what the console reads."""
 
 import json
 import shutil
