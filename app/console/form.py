@@ -7,8 +7,8 @@ Which drawing helps with which fields is told by what the endpoint conditions on
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from app.modes.base import AnyMode
-from app.modes.common import FRAME_SIZES, TrainerRequest
+from app.modes.base import AnyMode, AnyTraining, Training
+from app.modes.common import FRAME_SIZES
 
 ARCHIVE: Final = "training_data_url"
 GROUPS: Final = (
@@ -100,10 +100,10 @@ def form_of(mode: AnyMode, *, check: bool = False) -> Form:
     if check:
         groups = [group for group in groups if group.title not in TRAIN_ONLY]
     sizes = {f"{resolution}/{ratio}": size for (resolution, ratio), size in FRAME_SIZES.items()}
-    return Form(archive, tuple(groups), _hint(mode) if archive else "", sizes)
+    return Form(archive, tuple(groups), _hint(mode) if isinstance(mode, Training) else "", sizes)
 
 
-def _hint(mode: AnyMode) -> str:
+def _hint(mode: AnyTraining) -> str:
     """Out of the rule that the mode's own example asks of a dataset."""
     rule = mode.dataset_rule(_example(mode))
     clips = "Clips or images" if rule.image_extensions else "Clips"
@@ -183,7 +183,7 @@ def drawing_of(mode: AnyMode) -> str:
 
     Asked of the mode's own example, which every mode has.
     """
-    if not issubclass(mode.request_model, TrainerRequest):
+    if not isinstance(mode, Training):
         return ""
     conditions = mode.training_spec(_example(mode)).conditions
     return str(conditions[0].kind) if conditions else ""

@@ -23,7 +23,7 @@ async def whole(api: Api, request_id: str) -> dict[str, Any]:
         **more,
         **await files(api, request_id, found),
         "log": log,
-        "has_curve": found["purpose"] == "train" and "number_of_steps" in found["input"],
+        "has_curve": has_curve(found),
         "live": {
             "id": found["request_id"],
             "base": base,
@@ -36,6 +36,13 @@ async def whole(api: Api, request_id: str) -> dict[str, Any]:
             "input": found["input"],
         },
     }
+
+
+def has_curve(found: Any) -> bool:
+    """Trainings have one, but for those that ended before their first step."""
+    trains = found["purpose"] == "train" and "number_of_steps" in found["input"]
+    began = "step" in (found["progress"] or {})
+    return trains and (began or found["status"] != "COMPLETED")
 
 
 async def state(api: Api, request_id: str, found: Any = None) -> dict[str, Any]:

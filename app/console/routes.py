@@ -21,8 +21,7 @@ from app.console.form import drawing_of, form_of
 from app.console.pages import STATIC, THEME_COOKIE, THEMES, Pages
 from app.console.starts import STARTS
 from app.errors import Forbidden, NotAuthenticated
-from app.modes.base import AnyMode
-from app.modes.common import TrainerRequest
+from app.modes.base import AnyMode, Generation, Training
 from app.settings import Settings
 
 BASE: Final = "/console"
@@ -299,12 +298,12 @@ class Console:
 
 def trainers() -> list[AnyMode]:
     """Modes that train."""
-    return [mode for mode in modes.all() if issubclass(mode.request_model, TrainerRequest)]
+    return [mode for mode in modes.all() if isinstance(mode, Training)]
 
 
 def generators() -> list[AnyMode]:
     """Modes that use what was trained."""
-    return [mode for mode in modes.all() if not issubclass(mode.request_model, TrainerRequest)]
+    return [mode for mode in modes.all() if isinstance(mode, Generation)]
 
 
 def _mode(request: Request, among: list[AnyMode]) -> AnyMode:

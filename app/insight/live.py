@@ -64,16 +64,18 @@ class Known:
             self._after = max(self._after, events[-1].id if events else now.last_event)
             self._log_after = max(self._log_after, new_lines[-1].id if new_lines else now.last_line)
             self._told = now
-            change = LiveChange(
-                status=now.status.status,
-                stage=now.stage,
-                progress=now.progress,
-                queue_position=now.status.queue_position,
-                error=now.status.error,
-                events=events,
-                lines=new_lines,
-                after=self._after,
-                log_after=self._log_after,
+            change = LiveChange.model_validate(
+                {
+                    "status": now.status.status,
+                    "stage": now.stage,
+                    "progress": now.progress,
+                    "queue_position": now.status.queue_position,
+                    "error": now.status.error,
+                    "events": events,
+                    "lines": new_lines,
+                    "after": self._after,
+                    "log_after": self._log_after,
+                }
             )
             if any("file" in event.data for event in events):
                 body = await asyncio.to_thread(signed, self._storage, change.model_dump())

@@ -15,6 +15,7 @@ from app.db.models import Request as Row
 from app.errors import ExpiredRequest, UnknownRequest
 from app.insight import curve, lines, live
 from app.insight.schemas import Curve, LiveChange, LogPage, Sample, Samples
+from app.requests.answers import stage_of
 from app.requests.files import signed
 from app.requests.repository import EVENTS_PAGE
 from app.requests.schemas import WIRE_STATUS, Events, LiveEvent
@@ -129,7 +130,7 @@ def _events(session: Session, row: Row, after: int, kinds: Sequence[str]) -> Eve
     return Events.model_validate(
         {
             "status": WIRE_STATUS[row.state],
-            "stage": row.stage,
+            "stage": stage_of(row.mode, row.stage),
             "progress": row.progress,
             "events": [
                 LiveEvent(id=event.id, ts=event.ts, kind=event.kind, data=event.data)

@@ -1,10 +1,10 @@
 """What these routes answer."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.requests.schemas import LiveEvent, Status
+from app.requests.schemas import LiveEvent, StageName, Status
 
 
 class Curve(BaseModel):
@@ -41,7 +41,7 @@ class LiveChange(BaseModel):
     """What is new since the ids that the listener knows."""
 
     status: Status
-    stage: Literal["prepare", "train"]
+    stage: StageName
     progress: dict[str, Any] | None
     queue_position: int | None
     error: str | None

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Concatenate, Literal, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy.orm import Session
 
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
-from app.db.models import RANK, LogLine, Purpose, Request, Stage, State
+from app.db.models import RANK, LogLine, Purpose, Request, State
 from app.errors import ExpiredRequest, InvalidInput, QueueFull, UnknownRequest
 from app.keys.limits import QueueRoom
 from app.modes.base import AnyMode
@@ -214,7 +214,7 @@ class RequestService:
         self, row: Request, position: int | None, last_line: int, last_event: int
     ) -> Snapshot:
         status = self._status_of(row, position, None)
-        stage: Literal["prepare", "train"] = "train" if row.stage == Stage.TRAIN else "prepare"
+        stage = stage_of(row.mode, row.stage)
         return Snapshot(status, last_line, last_event, stage, row.progress)
 
 

@@ -7,7 +7,7 @@ because it must see what any worker on any machine wrote, on SQLite as on Postgr
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,7 +34,7 @@ class Snapshot:
     """Id of its newest log line; 0: it has none."""
     last_event: int = 0
     """The same of its events."""
-    stage: Literal["prepare", "train"] = "prepare"
+    stage: str = "prepare"
     progress: dict[str, Any] | None = None
 
     @property

@@ -21,7 +21,7 @@ from tests.console.browser import DESKTOP, PHONE, Watched, chromium, launched
 from tests.service.harness import SMALL, Stack, stack, upload, zip_of
 
 OUT = Path(__file__).parents[2] / "docs" / "console"
-COLOURS = 64
+COLOURS = 96
 """Of the palette: screens have few, and pictures stay small."""
 MAX_HEIGHT = 1_500
 """Pixels of a picture; what is below repeats what is above."""
@@ -60,8 +60,8 @@ def clips_in(work: Path) -> Path:
         folder.mkdir()
         shutil.copy(real_clip("bigbuckbunny.mp4"), folder / "rabbit.mp4")
         (folder / "rabbit.txt").write_text("a large white rabbit wakes up in a sunny meadow")
-        shutil.copy(real_clip("carphone_pristine.mp4"), folder / "phone.mp4")
-        (folder / "phone.txt").write_text("a man in a suit talks in the back of a moving car")
+        shutil.copy(real_clip("carphone_pristine.mp4"), folder / "talk.mp4")
+        (folder / "talk.txt").write_text("a man in a suit talks in the back of a moving car")
         mask = Image.new("L", (1280, 720))
         mask.paste(255, (200, 120, 760, 690))
         mask.save(folder / "rabbit_mask.png")
@@ -148,7 +148,9 @@ def save(page: Page, path: Path) -> None:
     page.wait_for_timeout(150)
     picture = Image.open(io.BytesIO(page.screenshot()))
     page.set_viewport_size(size)
-    picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.convert("RGB").quantize(
+        COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+    ).save(path, optimize=True)
 
 
 if __name__ == "__main__":

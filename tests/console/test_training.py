@@ -1,6 +1,7 @@
 """The whole way in a real browser on the real service with the tiny model: a folder is dropped,
 trained on, watched to its end through a reload and a gateway that is killed, and looked back at."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,28 @@ def fill(page: Page) -> None:
         page.select_option(f"#f-{name}", value)
 
 
+def generate(page: Page, source: Path) -> None:
+    """Use the LoRA of the training that is shown."""
+    page.click("text=Use in Generate")
+    page.wait_for_selector("html[data-ready]")
+    expect(page.locator("#lora option:checked")).to_contain_text("rbt9")
+    expect(page.locator(".entry [data-field=path] input")).to_have_value(re.compile("lora"))
+    page.fill("#f-prompt", "rbt9 in a wider meadow")
+    with page.expect_file_chooser() as chooser:
+        page.click("[data-field=video_url] [data-upload]")
+    chooser.value.set_files(source)
+    expect(page.locator("#f-video_url")).to_have_value(re.compile("phone.mp4"))
+    page.select_option("#f-resolution", "square")
+    page.fill("#f-num_frames", "9")
+    page.fill("#f-num_inference_steps", "8")
+    expect(page.locator("#estimate [data-of=video]")).to_contain_text("512×512, 9 frames")
+    page.click("#submit")
+    page.wait_for_url("**/console/requests/*")
+    expect(page.locator("#state .badge")).to_have_text("Done", timeout=END_MS)
+    expect(page.locator("#files video")).to_be_visible()
+    expect(page.locator("#files")).to_contain_text("Seed")
+
+
 def restart_gateway(service: Stack) -> None:
     gateway = service.service.children[0]
     kill_group(gateway)
@@ -97,6 +120,11 @@ def test_from_a_folder_to_a_lora(service: Stack, browser: Browser, folder: Path)
         page.click("text=lora.safetensors")
     assert Path(download.value.path()).stat().st_size > 10_000
 
+    request = page.url
+    generate(page, folder / "phone.mp4")
+    watched.check()
+
+    page.goto(request)
     page.click("text=What became of each clip")
     expect(page.locator("video.look")).to_have_count(2)
     expect(page.locator("table.report")).to_contain_text("rbt9 a rabbit in a meadow")
