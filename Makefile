@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-quick lint types golden bench clean
+.PHONY: help setup demo up test test-quick lint types golden bench screenshots clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -47,6 +47,9 @@ types: $(STAMP)  ## mypy
 
 bench: $(STAMP)  ## the benchmarks (minutes); results go to benchmarks/results/
 	$(BIN)/python -m benchmarks.preprocess --out benchmarks/results/preprocess-here.md
+
+screenshots: $(STAMP)  ## pictures of the console for docs/console/ (minutes; needs Chromium)
+	$(BIN)/python -m tests.console.screenshots
 
 clean:  ## remove the virtual environment and caches, not the data
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,7 +41,7 @@ async def whole(api: Api, request_id: str) -> dict[str, Any]:
 def has_curve(found: Any) -> bool:
     """Trainings have one, but for those that ended before their first step."""
     trains = found["purpose"] == "train" and "number_of_steps" in found["input"]
-    began = "step" in (found["progress"] or {})
+    began = "step" in (found["progress"] or {}) or found["standing"] == "succeeded"
     return trains and (began or found["status"] != "COMPLETED")
 
 

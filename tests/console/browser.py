@@ -9,7 +9,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome")
 ARGS = (
@@ -39,6 +46,7 @@ def chromium() -> str:
 
 @contextmanager
 def launched(path: str) -> Iterator[Browser]:
+    expect.set_options(timeout=LIMIT_MS / 2)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(ARGS))
         try:
@@ -61,7 +69,8 @@ class Watched:
         self.context.on("weberror", lambda error: self.problems.append(f"error: {error.error}"))
 
     def page(self) -> Page:
-        return self.context.new_page()
+        """The same one each time: a new one costs a process."""
+        return self.context.pages[0] if self.context.pages else self.context.new_page()
 
     def _asked(self, url: str) -> None:
         parts = urlsplit(url)

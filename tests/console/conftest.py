@@ -65,10 +65,16 @@ def seed(gateway: Live, tmp_path_factory: pytest.TempPathFactory) -> Seed:
     return seed.all()
 
 
-@pytest.fixture
-def watched(browser: Browser, gateway: Live) -> Iterator[Watched]:
-    """Nothing went wrong on any page, and no other host was asked."""
+@pytest.fixture(scope="module")
+def _watched(browser: Browser, gateway: Live) -> Iterator[Watched]:
     watched = Watched(browser, gateway.settings.public_url)
     yield watched
     watched.context.close()
-    watched.check()
+
+
+@pytest.fixture
+def watched(_watched: Watched) -> Iterator[Watched]:
+    """Nothing goes wrong on any page, and no other host is asked. One page for a whole module."""
+    yield _watched
+    _watched.context.unroute_all()
+    _watched.check()

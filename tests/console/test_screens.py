@@ -1,6 +1,7 @@
 """Every screen in a real browser: no error, no other host, nothing serious of axe-core's, nothing
 wider than a phone."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,33 +13,34 @@ from tests.console.screens import SCREENS, path_of
 from tests.console.seed import LONG, Seed
 
 LOOKS: dict[str, dict[str, Any]] = {
-    "desktop-light": {"viewport": DESKTOP, "color_scheme": "light"},
     "phone-dark": {"viewport": PHONE, "color_scheme": "dark", "has_touch": True},
+    "desktop-light": {"viewport": DESKTOP, "color_scheme": "light"},
 }
+MAIN = ("overview", "new-outpaint", "running", "report", "history", "compare", "webhooks")
+"""Screens that are looked at on a light desktop as well."""
+CASES = [("phone-dark", name) for name in SCREENS] + [("desktop-light", name) for name in MAIN]
 WIDER = "() => document.documentElement.scrollWidth - innerWidth"
 
 
-@pytest.fixture(scope="module", params=LOOKS)
-def eyes(browser: Browser, gateway: Live, request: pytest.FixtureRequest) -> Any:
-    watched = Watched(browser, gateway.settings.public_url, **LOOKS[request.param])
-    yield watched
-    watched.context.close()
-
-
 @pytest.fixture(scope="module")
-def page(eyes: Watched) -> Page:
-    return eyes.page()
+def eyes(browser: Browser, gateway: Live) -> Iterator[dict[str, Watched]]:
+    url = gateway.settings.public_url
+    watched = {name: Watched(browser, url, **options) for name, options in LOOKS.items()}
+    yield watched
+    for one in watched.values():
+        one.context.close()
 
 
-@pytest.mark.parametrize("name", SCREENS)
-def test_a_screen(eyes: Watched, page: Page, seed: Seed, axe: str, name: str) -> None:
+@pytest.mark.parametrize(("look", "name"), CASES, ids=lambda value: value)
+def test_a_screen(eyes: dict[str, Watched], seed: Seed, axe: str, look: str, name: str) -> None:
+    page = eyes[look].page()
     answer = page.goto(path_of(name, seed.ids))
     assert answer is not None
     assert answer.status == 200
     expect(page.locator("h1")).to_be_visible()
     assert serious_issues(page, axe) == []
     assert page.evaluate(WIDER) <= 0
-    eyes.check()
+    eyes[look].check()
 
 
 def opened(watched: Watched, path: str) -> Page:
