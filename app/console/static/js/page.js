@@ -74,4 +74,11 @@ document.addEventListener("htmx:afterSwap", (event) => {
   localise(event.target);
 });
 
+// On a narrow screen the navigation scrolls.
+const current = $("nav [aria-current]");
+if (current && matchMedia("(max-width: 760px)").matches) {
+  const bar = current.closest("nav");
+  bar.scrollLeft = current.offsetLeft - (bar.clientWidth - current.offsetWidth) / 2;
+}
+
 localise(document);
