@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-quick lint types golden hostile fuzz faults bench clean
+.PHONY: help setup demo up test test-quick lint types golden hostile fuzz faults bench screenshots clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -58,6 +58,9 @@ bench: $(STAMP)  ## the benchmarks (minutes); results go to benchmarks/results/
 
 faults: $(STAMP)  ## break the real service by a seeded plan (FAULTS="chaos --minutes 30", "r8 --rounds 30", "--help")
 	$(BIN)/python -m tests.faults $(FAULTS)
+
+screenshots: $(STAMP)  ## pictures of the console for docs/console/ (minutes; needs Chromium)
+	$(BIN)/python -m tests.console.screenshots
 
 clean:  ## remove the virtual environment and caches, not the data
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
