@@ -114,7 +114,8 @@ def data_json(value: Any) -> Markup:
     text = json.dumps(value, ensure_ascii=False)
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
-    return Markup(text)  # noqa: S704  # nosec B704 - nothing of HTML is left in it
+    # Nothing of HTML is left in it.
+    return Markup(text)  # noqa: S704  # nosec B704
 
 
 def _origin(url: str) -> str:

@@ -25,8 +25,8 @@ TRAINING = {
     "validation": [],
 }
 """The least that the API takes: seconds on the tiny model."""
-UNITS = 100
-"""What such a training costs."""
+LEAST_UNITS = 100
+"""What the shortest training costs; a longer one costs its steps."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Accepted:
     status_url: str
     response_url: str
     cancel_url: str
+    units: int
+    """What it costs if it ends well."""
 
 
 @dataclass
@@ -77,7 +79,8 @@ class Client:
             while not give_up():
                 reply = self._post(http, path, body, key)
                 if reply is not None and reply.status_code == 200:
-                    return self._accept(key, kind, reply.json())
+                    units = max(LEAST_UNITS, int(body["number_of_steps"]))
+                    return self._accept(key, kind, reply.json(), units if kind == "training" else 0)
                 if reply is not None and reply.status_code not in RETRIED:
                     raise AssertionError(f"{reply.status_code}: {reply.text}")
                 assert time.monotonic() < deadline, f"no submit was accepted in {limit_s:g} s"
@@ -101,9 +104,9 @@ class Client:
             self.longest_s = max(self.longest_s, time.monotonic() - started)
         return reply
 
-    def _accept(self, key: str, kind: str, answer: dict[str, Any]) -> Accepted:
+    def _accept(self, key: str, kind: str, answer: dict[str, Any], units: int) -> Accepted:
         urls = {name: answer[name] for name in ("status_url", "response_url", "cancel_url")}
-        accepted = Accepted(key, answer["request_id"], kind, **urls)
+        accepted = Accepted(key, answer["request_id"], kind, **urls, units=units)
         with self._lock, self.log.open("a") as log:
             log.write(json.dumps(vars(accepted)) + "\n")
             self.accepted.append(accepted)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import select
 
 from app.db.models import Attempt, Outcome, Request, State
-from tests.faults.client import UNITS, Accepted, Client, patiently
+from tests.faults.client import Accepted, Client, patiently
 from tests.faults.servers import Hook
 from tests.faults.stack import S3_KEYS, Stack
 from workers.workdir import sweep
@@ -103,7 +103,7 @@ def _end(one: Accepted, row: Request, attempts: list[Attempt], asked: bool, say:
         say(f"{row.id} ended with {row.result_status} and {len(completed)} completed attempts")
     if completed and completed[0].number != row.attempt:
         say(f"{row.id} was completed by attempt {completed[0].number} of {row.attempt}")
-    units = UNITS if (row.result_status, one.kind) == (200, "training") else 0
+    units = one.units if row.result_status == 200 else 0
     if row.billable_units != units:
         say(f"{row.id} ended with {row.result_status} and {row.billable_units} units")
     if row.result_status != 200 and not (asked and row.result_status == CANCELLED):
