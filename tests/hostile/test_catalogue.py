@@ -46,6 +46,7 @@ def test_every_number_is_accounted_for(test_ids: list[str]) -> None:
         ("tests/hostile/test_api.py::test_field[x]", None),
         ("tests/hostile/test_api.py::test_A34_one_line_per_event", "A34"),
     ],
+    ids=["row", "method", "neither", "function"],
 )
 def test_how_a_number_is_read(test_id: str, number: str | None) -> None:
     assert number_of(test_id) == number

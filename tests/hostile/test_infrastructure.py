@@ -35,8 +35,8 @@ from tests.hostile.gateway import ALICE, BOB
 from tests.hostile.test_zips import PNG, png
 from tests.preprocessing.zips import named, zip_of
 from workers.children import ChildProcess
-from workers.prepare import prepare_next
 from workers.runtime import Runtime
+from workers.stages import prepare_next
 
 ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary-4f2a9c0b71"

@@ -222,7 +222,7 @@ def test_T5_another_tenants_request_is_an_unknown_one(
             url = path.replace("{request_id}", request_id)
             reply = stranger.request(method, url, headers=as_bob())
             told = {name for name in reply.headers if name != "date"}
-            answers.append((reply.status_code, reply.content.replace(b"logs=1", b""), told))
+            answers.append((reply.status_code, reply.text.replace(request_id, "the id"), told))
         assert answers[0] == answers[1], (method, path)
         assert answers[0][0] in (404, 405), (method, path)
     mine = served.http.get(f"/t2v/requests/{alices}/status")
