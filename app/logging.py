@@ -58,6 +58,10 @@ _BY_FORM: Final = re.compile(
 )
 
 
+_MARKS: Final = ("://", "/files/", "X-Amz-Signature=", "rs-")
+"""What stands before each of `_BY_FORM`."""
+
+
 class Hiding:
     """The last processor: takes secrets out of a rendered line."""
 
@@ -68,7 +72,8 @@ class Hiding:
         self._any = bool(known)
 
     def __call__(self, logger: WrappedLogger, name: str, line: Any) -> EventDict | str:
-        hidden = _BY_FORM.sub(HIDDEN, line)
+        # A form has its mark; looking for those takes a tenth of the time, and lines are many.
+        hidden = _BY_FORM.sub(HIDDEN, line) if any(mark in line for mark in _MARKS) else line
         return self._known.sub(HIDDEN, hidden) if self._any else hidden
 
 
