@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Page
 
@@ -176,9 +177,15 @@ def with_palette(picture: Image.Image) -> Image.Image:
         if len(flat) == NUM_FLAT:
             break
     rest = picture.quantize(COLOURS - len(flat)).getpalette() or []
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([*(part for colour in flat for part in colour), *rest])
-    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
+    palette = np.array([*flat, *np.reshape(rest, (-1, 3))], np.int32)[:COLOURS]  # [P, 3]
+    # Pillow's own mapping rounds colours first.
+    pixels = np.asarray(picture).reshape(-1, 3)
+    unique, where = np.unique(pixels, axis=0, return_inverse=True)
+    distances = ((unique[:, None, :].astype(np.int32) - palette) ** 2).sum(axis=2)
+    index = distances.argmin(axis=1).astype(np.uint8)[where.reshape(-1)]
+    found = Image.fromarray(index.reshape(picture.height, picture.width), "P")
+    found.putpalette(palette.astype(np.uint8).tobytes())
+    return found
 
 
 if __name__ == "__main__":
