@@ -23,13 +23,19 @@ GROUPS: Final = (
                   "validation_negative_prompt")),
 )  # fmt: skip
 """Headings and the fields below them; what no group names comes under `OTHER`."""
+WITHOUT_ARCHIVE: Final = (
+    ("What to make", ("prompt", "video_url", "loras")),
+    ("The video", ("resolution", "aspect_ratio", "output_resolution", "source_scale",
+                   "video_strength", "num_frames", "frames_per_second", "generate_audio")),
+)  # fmt: skip
+"""The same where nothing is trained."""
 OTHER: Final = "More"
 ADVANCED: Final = frozenset(
     {
         "split_input_into_scenes", "split_input_duration_threshold", "audio_normalize",
         "audio_preserve_pitch", "debug_dataset", "validation_resolution",
         "validation_aspect_ratio", "validation_number_of_frames", "validation_frame_rate",
-        "stg_scale", "validation_negative_prompt",
+        "stg_scale", "validation_negative_prompt", "output_resolution",
     }
 )  # fmt: skip
 """Shown on demand: their defaults are seldom changed."""
@@ -92,11 +98,11 @@ def form_of(mode: AnyMode, *, check: bool = False) -> Form:
     fields = {one.name: one for one in fields_of(mode.request_model.model_json_schema())}
     archive = fields.pop(ARCHIVE, None)
     groups = []
-    for title, names in GROUPS:
+    for title, names in GROUPS if archive else WITHOUT_ARCHIVE:
         if found := tuple(fields.pop(name) for name in names if name in fields):
             groups.append(Group(title, found))
     if fields:
-        groups.insert(0 if archive is None else len(groups), Group(OTHER, tuple(fields.values())))
+        groups.append(Group(OTHER, tuple(fields.values())))
     if check:
         groups = [group for group in groups if group.title not in TRAIN_ONLY]
     sizes = {f"{resolution}/{ratio}": size for (resolution, ratio), size in FRAME_SIZES.items()}

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Page
 
@@ -21,8 +22,10 @@ from tests.console.browser import DESKTOP, PHONE, Watched, chromium, launched
 from tests.service.harness import SMALL, Stack, stack, upload, zip_of
 
 OUT = Path(__file__).parents[2] / "docs" / "console"
-COLOURS = 64
+COLOURS = 96
 """Of the palette: screens have few, and pictures stay small."""
+NUM_FLAT = 56
+"""Of them, for what is drawn and not photographed."""
 MAX_HEIGHT = 1_300
 """Pixels of a picture; what is below repeats what is above."""
 LOOKS: dict[str, dict[str, Any]] = {
@@ -160,9 +163,29 @@ def save(page: Page, path: Path) -> None:
     page.wait_for_timeout(150)
     picture = Image.open(io.BytesIO(page.screenshot()))
     page.set_viewport_size(size)
-    picture.convert("RGB").quantize(
-        COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-    ).save(path, optimize=True)
+    with_palette(picture.convert("RGB")).save(path, optimize=True)
+
+
+def with_palette(picture: Image.Image) -> Image.Image:
+    """Flat colours stay exactly what they are; what is left of the palette is for photographs."""
+    counted = picture.getcolors(picture.width * picture.height) or []
+    flat: list[tuple[int, ...]] = []
+    for _, colour in sorted(counted, reverse=True):
+        assert isinstance(colour, tuple)
+        if all(sum(abs(a - b) for a, b in zip(colour, one, strict=True)) > 12 for one in flat):
+            flat.append(colour)
+        if len(flat) == NUM_FLAT:
+            break
+    rest = picture.quantize(COLOURS - len(flat)).getpalette() or []
+    palette = np.array([*flat, *np.reshape(rest, (-1, 3))], np.int32)[:COLOURS]  # [P, 3]
+    # Pillow's own mapping rounds colours first.
+    pixels = np.asarray(picture).reshape(-1, 3)
+    unique, where = np.unique(pixels, axis=0, return_inverse=True)
+    distances = ((unique[:, None, :].astype(np.int32) - palette) ** 2).sum(axis=2)
+    index = distances.argmin(axis=1).astype(np.uint8)[where.reshape(-1)]
+    found = Image.fromarray(index.reshape(picture.height, picture.width), "P")
+    found.putpalette(palette.astype(np.uint8).tobytes())
+    return found
 
 
 if __name__ == "__main__":
