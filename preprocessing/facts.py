@@ -9,6 +9,7 @@ from typing import Final
 
 from preprocessing.errors import MediaError
 from preprocessing.media import probe_video
+from preprocessing.pool import Pool
 from preprocessing.report import Problem, Refusal, VideoFacts
 
 FACTS_FILE: Final = "facts.json"
@@ -18,12 +19,18 @@ def find_facts(video: Path, field: str, out: Path) -> VideoFacts:
     """Look at ``video``, which ``field`` of the request names, and write the layout above.
 
     Raises `MediaError` for what is no readable video.
+
+    It is decoded in a confined child process, so scripts need ``if __name__ == "__main__":``.
     """
-    try:
-        facts = probe_video(video, field).facts
-    except MediaError as error:
-        error.field = field
-        Refusal(problem=Problem.of(error)).save(out)
-        raise
+    with Pool(1, out, [video]) as pool:
+        facts = dict(pool.run(_probe, [(field, video)]))[0]
+    if isinstance(facts, MediaError):
+        facts.field = field
+        Refusal(problem=Problem.of(facts)).save(out)
+        raise facts
     (out / FACTS_FILE).write_text(facts.model_dump_json(indent=2), encoding="utf-8")
     return facts
+
+
+def _probe(name: str, video: Path) -> VideoFacts:
+    return probe_video(video, name).facts

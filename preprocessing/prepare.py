@@ -6,6 +6,7 @@ from pathlib import Path
 from preprocessing.errors import DatasetError
 from preprocessing.events import EventLog
 from preprocessing.ledger import Fitted, Ledger, Record, became
+from preprocessing.looks import LOOKS_FOLDER, write_looks
 from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE, Audio, Manifest, Sample
 from preprocessing.masks import add_masks
 from preprocessing.pool import Pool
@@ -47,7 +48,8 @@ def prepare(
                 fit_videos(unpacked, run)
             add_masks(unpacked, run)
             with_audio = add_sound(run)
-        samples = _number_and_keep(ledger.records, out)
+            samples = _number_and_keep(ledger.records, out)
+            write_looks(out, [sample for made in samples for _, sample in made], pool)
     except DatasetError as error:
         _clear(out)
         ledger.report(problem=error).save(out)
@@ -75,7 +77,7 @@ def _clear(out: Path) -> None:
     """Remove what a preparation writes, and nothing else that may lie in ``out``."""
     for file in (MANIFEST_FILE, REPORT_FILE):
         (out / file).unlink(missing_ok=True)
-    for folder in (SAMPLES_FOLDER, WORK_FOLDER):
+    for folder in (SAMPLES_FOLDER, WORK_FOLDER, LOOKS_FOLDER):
         if (out / folder).exists():
             shutil.rmtree(out / folder)
 

@@ -74,7 +74,7 @@ def prepare_source(
     _clear(out)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with Pool(1) as pool, events.stage("source"):
+        with Pool(1, out, _given(video, mask)) as pool, events.stage("source"):
             manifest = _Preparation(video, mask, rule, out, names, pool).run()
     except DatasetError as error:
         _clear(out)
@@ -88,6 +88,10 @@ def prepare_source(
         events.log(note)
     manifest.save(out)
     return manifest
+
+
+def _given(*files: Path | None) -> list[Path]:
+    return [path for path in files if path is not None]
 
 
 def _clear(out: Path) -> None:

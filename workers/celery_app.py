@@ -12,16 +12,18 @@ from celery import Celery, signals
 from celery.exceptions import Reject
 
 from app.broker import make_celery
+from app.db.engine import Database
 from app.logging import configure
 from app.requests.outbox import TASKS
 from app.settings import Settings
 from workers import exposed
+from workers.presence import announce
 from workers.runtime import Runtime
 from workers.stages import prepare_next, work_next
 
 settings = Settings()
 # Before Celery says a word: its warnings are JSON lines, too.
-configure(settings.log_level)
+configure(settings.log_level, settings.secrets)
 logging.captureWarnings(True)
 celery: Celery = make_celery(
     settings.redis_url.get_secret_value() if settings.redis_url else None, settings.data_dir
@@ -48,6 +50,12 @@ def _keep_our_logging(**_: Any) -> None:
 def _serve_metrics(**_: Any) -> None:
     if settings.metrics_port is not None:
         exposed.serve(settings.metrics_host, settings.metrics_port)
+
+
+@signals.worker_process_init.connect
+def _announce(**_: Any) -> None:
+    queues = ",".join(sorted(celery.amqp.queues.consume_from))
+    announce(Database(settings.database_url), runtime().worker, queues[:16])
 
 
 @signals.worker_process_shutdown.connect

@@ -76,6 +76,7 @@ class Base(DeclarativeBase):
 _IDEMPOTENT = "idempotency_key IS NOT NULL"
 _HASHED = "body_sha256 IS NOT NULL"
 _WEBHOOK_DUE = "webhook_next_at IS NOT NULL"
+LANDMARK = "kind <> 'step'"
 _KEPT = "expired_at IS NULL AND finished_at IS NOT NULL"
 
 
@@ -212,7 +213,11 @@ class Event(Base):
     kind: Mapped[str] = mapped_column(String(32))
     data: Mapped[dict[str, Any]] = mapped_column(CleanJSON)
 
-    __table_args__ = (Index("ix_events_request", "request_id", "id"),)
+    __table_args__ = (
+        Index("ix_events_request", "request_id", "id"),
+        # A training has thousands of steps and a few of everything else.
+        _partial("ix_events_landmarks", "request_id", "id", where=LANDMARK),
+    )
 
 
 class ApiKey(Base):
@@ -277,3 +282,18 @@ class WebhookAttempt(Base):
     error: Mapped[str | None] = mapped_column(CleanText)
 
     __table_args__ = (Index("ix_webhook_attempts_request", "request_id", "id"),)
+
+
+class Worker(Base):
+    """A worker process as it last said of itself (`workers/presence.py`)."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(SHORT), primary_key=True)
+    """As in `Request.worker`."""
+    queue: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[float] = mapped_column(Float, default=db_now())
+    seen_at: Mapped[float] = mapped_column(Float, default=db_now())
+    facts: Mapped[dict[str, Any]] = mapped_column(CleanJSON, default=dict)
+    """What is known of ``device``, ``memory_total_bytes``, ``memory_used_bytes``,
+    ``load_percent``."""

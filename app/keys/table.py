@@ -54,6 +54,10 @@ class KeyTable:
             found = (await self._since(self._clock())).owners.get(digest)
         return found
 
+    async def opens(self, owner: str) -> bool:
+        """Whether the key with this id opens, still."""
+        return owner in (await self._since(self._clock() - FRESH_S)).owners.values()
+
     async def used(self) -> bool:
         """Whether there is a key, or was one."""
         return (await self._since(self._clock() - FRESH_S)).any

@@ -252,10 +252,13 @@ def _describe_success(operation: Document, method: str, path: str, results: Resu
     elif path.endswith("/status"):
         responses["202"] = {**responses["200"], "description": "It waits, or is worked on."}
         responses["200"] = {**responses["200"], "description": "It is COMPLETED."}
-    elif path.endswith("/status/stream"):
+    elif path.endswith(("/status/stream", "/live")):
         (content,) = responses["200"]["content"].values()
+        what = "a status as JSON, with new log lines only"
+        if path.endswith("/live"):
+            what = "a change as JSON; its id says how far it is, for `Last-Event-ID`"
         responses["200"] = {
-            "description": "Events: each `data` line is a status as JSON, with new log lines only.",
+            "description": f"Events: each `data` line is {what}.",
             "content": {"text/event-stream": {"schema": _event_of(content["schema"])}},
         }
     elif path.endswith("/cancel"):

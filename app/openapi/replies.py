@@ -144,6 +144,7 @@ RESULT_PATH: Final = r"/.+/requests/\{request_id\}"
 RULES: Final = (
     Rule(r".* (/.*)?/requests/\{request_id\}.*", {404: "UnknownRequest"}),
     Rule(r"GET /requests", {404: "UnknownRequest"}),
+    Rule(r"POST /webhooks/deliveries/.*", {400: "BadRequest", 404: "UnknownRequest"}),
     # Its parameters are the fields of the mode, which it reads itself.
     Rule(r"GET /.+/estimate", {422: "InputError"}),
     Rule(

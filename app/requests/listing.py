@@ -1,24 +1,70 @@
 """A key's own requests, whatever their endpoint: its newest ones, and any one by its id alone."""
 
-from typing import Annotated, Final
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Path, Query
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Select, Text, cast, or_, select
 from sqlalchemy.orm import Session
 
+from app import modes
 from app.auth import Authenticator
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
-from app.db.models import Request
+from app.db.models import Attempt, Purpose, Request, State
 from app.errors import ExpiredRequest, UnknownRequest
-from app.requests.answers import stage_of
-from app.requests.schemas import WIRE_STATUS, Listed, RequestList
+from app.requests import repository
+from app.requests.answers import metrics_of, stage_of, urls
+from app.requests.schemas import WIRE_STATUS, AttemptMade, Found, Listed, RequestList, Standing
 
 DEFAULT_LIMIT: Final = 20
 MAX_LIMIT: Final = 100
 """Requests per page: some 60 kB."""
 MAX_ID_CHARACTERS: Final = 64
 """Longer than any id; what is longer names no request."""
+MAX_SEARCH_CHARACTERS: Final = 200
+LABELS: Final = ("trigger_phrase", "prompt")
+"""Fields of an input by which its user knows it again."""
+CANCELLED: Final = "client_cancelled"
+
+STANDING: Final[dict[Standing, ColumnElement[bool]]] = {
+    "queued": Request.state == State.QUEUED,
+    "running": Request.state == State.RUNNING,
+    "succeeded": (Request.state == State.COMPLETED) & (Request.result_status == 200),
+    "failed": (Request.state == State.COMPLETED)
+    & (Request.result_status != 200)
+    & (Request.error_type != CANCELLED),
+    "cancelled": (Request.state == State.COMPLETED) & (Request.error_type == CANCELLED),
+}
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which requests are wanted; None: all."""
+
+    standing: Standing | None = None
+    endpoint: str | None = None
+    purpose: Purpose | None = None
+    search: str | None = None
+
+    def apply(self, query: Select[Request]) -> Select[Request]:
+        if self.standing is not None:
+            query = query.where(STANDING[self.standing])
+        if self.endpoint is not None:
+            query = query.where(
+                or_(Request.endpoint == self.endpoint, Request.mode == self.endpoint)
+            )
+        if self.purpose is not None:
+            query = query.where(Request.purpose == self.purpose)
+        if self.search:
+            text = self.search
+            query = query.where(
+                or_(
+                    Request.id.startswith(text, autoescape=True),
+                    cast(Request.input, Text).icontains(text, autoescape=True),
+                )
+            )
+        return query
 
 
 def listing_router(
@@ -34,10 +80,22 @@ def listing_router(
         before: Annotated[
             str | None, Query(max_length=MAX_ID_CHARACTERS, description="An id: only older ones.")
         ] = None,
+        standing: Annotated[Standing | None, Query(description="Only those in this state.")] = None,
+        endpoint: Annotated[
+            str | None, Query(max_length=255, description="Only those of this endpoint or path.")
+        ] = None,
+        purpose: Annotated[Literal["train", "check"] | None, Query()] = None,
+        search: Annotated[
+            str | None,
+            Query(
+                max_length=MAX_SEARCH_CHARACTERS, description="An id's beginning, or input text."
+            ),
+        ] = None,
     ) -> RequestList:
         """Your newest requests."""
-        rows = await database.read(_newest, owner, limit + 1, before)
-        shown = [_listed(row, public_url) for row in rows[:limit]]
+        wanted = Filter(standing, endpoint, Purpose(purpose) if purpose else None, search)
+        rows = await database.read(_newest, owner, limit + 1, before, wanted)
+        shown = [Listed.model_validate(listed(row, public_url)) for row in rows[:limit]]
         more = len(rows) > limit
         return RequestList(requests=shown, before=shown[-1].request_id if more else None)
 
@@ -45,21 +103,23 @@ def listing_router(
     async def find_request(
         request_id: Annotated[str, Path(max_length=MAX_ID_CHARACTERS)],
         owner: Annotated[str, Depends(authenticate)],
-    ) -> Listed:
-        """One request, without its endpoint: ids are unique."""
-        row = await database.read(_get, owner, request_id)
+    ) -> Found:
+        """One request, without its endpoint: ids are unique. With its input and its attempts."""
+        row, position, attempts = await database.read(_closely, owner, request_id)
         if row.expired_at is not None:
             raise ExpiredRequest(row.expired_at, retention_s)
-        return _listed(row, public_url)
+        return _found(row, public_url, position, attempts)
 
     return router
 
 
-def _newest(session: Session, owner: str, limit: int, before: str | None) -> list[Request]:
+def _newest(
+    session: Session, owner: str, limit: int, before: str | None, wanted: Filter
+) -> list[Request]:
     query = select(Request).where(Request.owner == owner, Request.expired_at.is_(None))
     if before is not None:
         query = query.where(Request.number < _get(session, owner, before).number)
-    return list(session.scalars(query.order_by(Request.number.desc()).limit(limit)))
+    return list(session.scalars(wanted.apply(query).order_by(Request.number.desc()).limit(limit)))
 
 
 def _get(session: Session, owner: str, request_id: str) -> Request:
@@ -69,21 +129,86 @@ def _get(session: Session, owner: str, request_id: str) -> Request:
     return row
 
 
-def _listed(row: Request, public_url: str) -> Listed:
-    base = f"{public_url}/{row.app}/requests/{row.id}"
-    return Listed.model_validate(
+def _closely(
+    session: Session, owner: str, request_id: str
+) -> tuple[Request, int | None, list[Attempt]]:
+    row = _get(session, owner, request_id)
+    position = repository.position(session, row) if row.state == State.QUEUED else None
+    attempts = session.scalars(
+        select(Attempt).where(Attempt.request_id == row.id).order_by(Attempt.number)
+    )
+    return row, position, list(attempts)
+
+
+def _time(epoch_s: float | None) -> str | None:
+    return None if epoch_s is None else iso8601(epoch_s)
+
+
+def standing_of(row: Request) -> Standing:
+    """In one word."""
+    if row.state != State.COMPLETED:
+        return "queued" if row.state == State.QUEUED else "running"
+    if row.result_status == 200:
+        return "succeeded"
+    return "cancelled" if row.error_type == CANCELLED else "failed"
+
+
+def usd_of(row: Request) -> float | None:
+    """What fal would ask for it; None where the mode is not served any more."""
+    try:
+        return float(modes.by_path(row.mode).price_per_unit * (row.billable_units or 0))
+    except KeyError:
+        return None
+
+
+def label_of(input: dict[str, Any]) -> str:
+    """The first text by which its user knows it again; may be empty."""
+    return next((str(input[name]) for name in LABELS if input.get(name)), "")
+
+
+def listed(row: Request, public_url: str) -> dict[str, Any]:
+    return {
+        "request_id": row.id,
+        **urls(public_url, row),
+        "endpoint": row.endpoint,
+        "mode": row.mode,
+        "purpose": row.purpose,
+        "label": label_of(row.input or {}),
+        "status": WIRE_STATUS[row.state],
+        "standing": standing_of(row),
+        "stage": stage_of(row.mode, row.stage),
+        "progress": row.progress,
+        "created_at": iso8601(row.created_at),
+        "started_at": _time(row.started_at),
+        "finished_at": _time(row.finished_at),
+        "inference_time": metrics_of(row).get("inference_time"),
+        "billable_units": row.billable_units,
+        "usd": usd_of(row) if row.state == State.COMPLETED else None,
+        "error": row.error,
+        "error_type": row.error_type,
+    }
+
+
+def _found(row: Request, public_url: str, position: int | None, attempts: list[Attempt]) -> Found:
+    return Found.model_validate(
         {
-            "request_id": row.id,
-            "response_url": base,
-            "status_url": f"{base}/status",
-            "cancel_url": f"{base}/cancel",
-            "endpoint": row.endpoint,
-            "status": WIRE_STATUS[row.state],
-            "stage": stage_of(row.mode, row.stage),
-            "progress": row.progress,
-            "created_at": iso8601(row.created_at),
-            "finished_at": None if row.finished_at is None else iso8601(row.finished_at),
-            "error": row.error,
-            "error_type": row.error_type,
+            **listed(row, public_url),
+            "input": row.input,
+            "tags": row.tags,
+            "webhook_url": row.webhook_url,
+            "queue_position": position,
+            "cancel_requested": row.cancel_requested_at is not None,
+            "attempts": [
+                AttemptMade(
+                    number=attempt.number,
+                    stage=attempt.stage,
+                    worker=attempt.worker,
+                    started_at=iso8601(attempt.started_at),
+                    ended_at=_time(attempt.ended_at),
+                    outcome=attempt.outcome,
+                    detail=attempt.detail,
+                )
+                for attempt in attempts
+            ],
         }
     )

@@ -171,22 +171,25 @@ def log_lines_after(session: Session, request_id: str, after: int) -> Sequence[L
     ).all()
 
 
-def watched(session: Session, ids: Sequence[str]) -> list[tuple[Request, int | None, int]]:
-    """(row, its position while it is queued, id of its newest log line or 0) of each request.
+def watched(session: Session, ids: Sequence[str]) -> list[tuple[Request, int | None, int, int]]:
+    """(row, its position while it is queued, ids of its newest log line and event or 0) of each.
 
     The rows come without their large columns.
     """
     newest_line = (
         select(func.max(LogLine.id)).where(LogLine.request_id == Request.id).scalar_subquery()
     )
+    newest_event = (
+        select(func.max(Event.id)).where(Event.request_id == Request.id).scalar_subquery()
+    )
     large = (Request.input, Request.prepared, Request.result_body, Request.tags)
     found = session.execute(
-        select(Request, newest_line)
+        select(Request, newest_line, newest_event)
         .where(Request.id.in_(ids))
         .options(*(defer(column) for column in large))
     ).all()
-    positions = _positions(session, [row.id for row, _ in found if row.state == State.QUEUED])
-    return [(row, positions.get(row.id), line or 0) for row, line in found]
+    positions = _positions(session, [row.id for row, *_ in found if row.state == State.QUEUED])
+    return [(row, positions.get(row.id), line or 0, event or 0) for row, line, event in found]
 
 
 def events(session: Session, request_id: str, after: int) -> Sequence[Event]:

@@ -11,6 +11,8 @@ Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 StageName = Literal["prepare", "train", "generate"]
 """`Stage.PREPARE`, and what the mode calls the other one."""
 
+Standing = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
 WIRE_STATUS: Final[dict[str, Status]] = {
     State.QUEUED: "IN_QUEUE",
     State.RUNNING: "IN_PROGRESS",
@@ -61,13 +63,44 @@ class Listed(Reference):
     """A request as a list of them has it."""
 
     endpoint: str
+    mode: str = Field(description="The endpoint's short path.")
+    purpose: Literal["train", "check"]
+    label: str = Field(description="Its trigger phrase or prompt; may be empty.")
     status: Status
+    standing: Standing = Field(description="The status, and how it ended.")
     stage: StageName
     progress: dict[str, Any] | None
     created_at: str = Field(description="ISO 8601, UTC.")
+    started_at: str | None
     finished_at: str | None
+    inference_time: float | None = Field(description="Seconds of work, once COMPLETED.")
+    billable_units: int | None
+    usd: float | None = Field(description="What fal would ask for it; nothing is charged here.")
     error: str | None
     error_type: str | None
+
+
+class AttemptMade(BaseModel):
+    """One claim of a request by a worker."""
+
+    number: int
+    stage: str
+    worker: str
+    started_at: str
+    ended_at: str | None
+    outcome: str | None
+    detail: str | None
+
+
+class Found(Listed):
+    """A request by itself: also what was asked, and who worked on it."""
+
+    input: dict[str, Any] = Field(description="As validated, every default filled in.")
+    tags: dict[str, Any]
+    webhook_url: str | None
+    queue_position: int | None = Field(description="Only while IN_QUEUE.")
+    cancel_requested: bool
+    attempts: list[AttemptMade]
 
 
 class RequestList(BaseModel):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy.orm import Session
@@ -31,6 +32,9 @@ from app.requests.watch import Snapshot, Watcher
 from preprocessing.failpoints import reach
 
 log = structlog.get_logger()
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,10 @@ class RequestService:
     async def snapshots(self, ids: Sequence[str]) -> dict[str, Snapshot]:
         """The same of all that exist, whoever owns them."""
         found = await self._database.read(repository.watched, ids)
-        return {row.id: self._snapshot_of(row, position, line) for row, position, line in found}
+        return {
+            row.id: self._snapshot_of(row, position, line, event)
+            for row, position, line, event in found
+        }
 
     async def new_lines(self, request_id: str, after: int) -> list[tuple[int, LogEntry]]:
         """The first log lines above the id ``after``, with their ids."""
@@ -182,6 +189,12 @@ class RequestService:
     async def get(self, asked: Asked) -> Request:
         """The row, to read. Raises `UnknownRequest`."""
         return await self._database.read(asked.find)
+
+    async def read(
+        self, function: Callable[Concatenate[Session, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """What ``function(session, ...)`` finds, in a transaction that only reads."""
+        return await self._database.read(function, *args, **kwargs)
 
     async def events(self, asked: Asked, after: int) -> Events:
         """Raises `UnknownRequest`."""
@@ -205,8 +218,12 @@ class RequestService:
             error_type=row.error_type,
         )
 
-    def _snapshot_of(self, row: Request, position: int | None, last_line: int) -> Snapshot:
-        return Snapshot(self._status_of(row, position, None), last_line)
+    def _snapshot_of(
+        self, row: Request, position: int | None, last_line: int, last_event: int
+    ) -> Snapshot:
+        status = self._status_of(row, position, None)
+        stage = stage_of(row.mode, row.stage)
+        return Snapshot(status, last_line, last_event, stage, row.progress)
 
 
 def _submit_all(
@@ -276,7 +293,7 @@ def _entry(line: LogLine) -> LogEntry:
     return LogEntry(message=line.message, timestamp=iso8601(line.ts), level=line.level)
 
 
-def _watched(session: Session, asked: Asked) -> tuple[Request, int | None, int]:
+def _watched(session: Session, asked: Asked) -> tuple[Request, int | None, int, int]:
     (found,) = repository.watched(session, [asked.find(session).id])
     return found
 

@@ -7,7 +7,7 @@ because it must see what any worker on any machine wrote, on SQLite as on Postgr
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,6 +32,10 @@ class Snapshot:
     """Without log lines."""
     last_line: int
     """Id of its newest log line; 0: it has none."""
+    last_event: int = 0
+    """The same of its events."""
+    stage: str = "prepare"
+    progress: dict[str, Any] | None = None
 
     @property
     def completed(self) -> bool:

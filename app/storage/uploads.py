@@ -26,6 +26,7 @@ UPLOAD_URL_LIFETIME_S: Final = 24 * 3600
 TOKEN_LIFETIME_S: Final = 3600
 """The Python client asks for a new one when it has expired."""
 
+_SCHEME: Final = "Bearer"
 _TOKEN: Final = "upload-token"  # noqa: S105 - a purpose, not a secret
 
 
@@ -47,7 +48,7 @@ class Uploads:
         expires_at = datetime.now(UTC) + timedelta(seconds=TOKEN_LIFETIME_S)
         return {
             "token": f"{self._signer.sign(TOKEN_LIFETIME_S, _TOKEN, owner)}.{owner}",
-            "token_type": "Bearer",
+            "token_type": _SCHEME,
             "base_url": self._signer.public_url,
             # Not "Z" at the end: Python before 3.11 can't read that.
             "expires_at": expires_at.replace(microsecond=0).isoformat(),

@@ -151,9 +151,13 @@ def redeliver(session: Session, request_id: str) -> None:
     row.webhook_next_at = db_now()
 
 
-def recent(session: Session, request_id: str | None = None) -> list[Request]:
+def recent(
+    session: Session, request_id: str | None = None, owner: str | None = None
+) -> list[Request]:
     """Requests with a webhook, the newest first."""
     query = select(Request).where(Request.webhook_url.is_not(None))
+    if owner is not None:
+        query = query.where(Request.owner == owner)
     if request_id is not None:
         query = query.where(Request.id == request_id)
     return list(session.scalars(query.order_by(Request.number.desc()).limit(MAX_LISTED)))

@@ -1,0 +1,147 @@
+"""Browser sessions: a key becomes a cookie, which only pages of this service can use."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.keys import store
+from app.sessions import COOKIE
+from tests.app.conftest import Gateway, running
+
+KEY = "the:key"
+BODY = {"training_data_url": "https://example.com/a.zip"}
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Gateway]:
+    with running(tmp_path, migrated_sqlite, api_keys=KEY) as gateway:
+        yield gateway
+
+
+def log_in(gateway: Gateway, key: str = KEY, **form: str) -> httpx.Response:
+    return gateway.client.post(
+        "/console/login",
+        data={"key": key, **form},
+        headers={"origin": gateway.settings.public_url},
+        follow_redirects=False,
+    )
+
+
+def test_a_key_becomes_a_cookie(gateway: Gateway) -> None:
+    answer = log_in(gateway, next="/console/usage")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/console/usage")
+    cookie = answer.headers["set-cookie"]
+    assert all(word in cookie for word in ("HttpOnly", "SameSite=strict", "Path=/"))
+    assert KEY not in cookie
+    assert gateway.client.get("/requests").status_code == 200
+    assert gateway.client.get("/console").status_code == 200
+
+
+def test_the_cookie_is_for_tls_alone_where_that_is_spoken(
+    tmp_path: Path, migrated_sqlite: Path
+) -> None:
+    with running(
+        tmp_path, migrated_sqlite, api_keys=KEY, public_url="https://example.com"
+    ) as secure:
+        assert "Secure" in log_in(secure).headers["set-cookie"]
+
+
+def test_a_wrong_key_opens_nothing(gateway: Gateway) -> None:
+    answer = log_in(gateway, "another")
+    assert answer.status_code == 401
+    assert "set-cookie" not in answer.headers
+    page = gateway.client.get("/console/usage", follow_redirects=False)
+    assert page.headers["location"] == "/console/login?next=%2Fconsole%2Fusage"
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["https://evil.example", "//evil.example", "/console\\@evil.example", "/files/x", "/consoles"],
+)
+def test_a_login_leads_nowhere_else(gateway: Gateway, target: str) -> None:
+    assert log_in(gateway, next=target).headers["location"] == "/console"
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("http://127.0.0.1:8000", 200), ("https://evil.example", 403), ("null", 403), (None, 403)],
+    ids=str,
+)
+def test_only_our_pages_change_anything(gateway: Gateway, origin: str | None, status: int) -> None:
+    log_in(gateway)
+    headers = {} if origin is None else {"origin": origin}
+    assert gateway.client.post("/t2v", json=BODY, headers=headers).status_code == status
+    other = gateway.client.post("/console/login", data={"key": KEY}, headers=headers)
+    assert other.status_code == status
+
+
+def test_logging_out(gateway: Gateway) -> None:
+    log_in(gateway)
+    own = {"origin": gateway.settings.public_url}
+    assert gateway.client.post("/console/logout").status_code == 403
+    gateway.client.post("/console/logout", headers=own)
+    assert gateway.client.get("/requests").status_code == 401
+
+
+def test_a_session_ends_with_its_key(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.keys.table.FRESH_S", 0.0)
+    with gateway.database.write() as session:
+        id, key = store.create(session, "ann", store.Limits())
+    log_in(gateway, key)
+    assert gateway.client.get("/requests").status_code == 200
+    with gateway.database.write() as session:
+        store.revoke(session, id)
+    assert gateway.client.get("/requests").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v[:-1] + "x",
+        lambda v: v.replace("key-", "rs-"),
+        lambda v: "",
+        lambda v: "1-2.local",
+    ],
+    ids=["another owner", "another kind", "empty", "made up"],
+)
+def test_a_cookie_of_ones_own_making(gateway: Gateway, change: Any) -> None:
+    log_in(gateway)
+    value = gateway.client.cookies[COOKIE].strip('"')
+    gateway.client.cookies.clear()
+    assert gateway.client.get("/requests", headers=cookie(value)).status_code == 200
+    assert gateway.client.get("/requests", headers=cookie(change(value))).status_code == 401
+
+
+def cookie(value: str) -> dict[str, str]:
+    return {"cookie": f"{COOKIE}={value}"}
+
+
+def test_a_header_goes_before_a_cookie(gateway: Gateway) -> None:
+    log_in(gateway)
+    wrong = {"authorization": "Key wrong"}
+    assert gateway.client.get("/requests", headers=wrong).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/console/login", "/console"])
+def test_pages_have_a_strict_policy(gateway: Gateway, path: str) -> None:
+    log_in(gateway)
+    answer = gateway.client.get(path)
+    policy = answer.headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+    assert "style-src 'self';" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["cache-control"] == "no-store"
+    assert " style=" not in answer.text
+    assert "onclick" not in answer.text
+
+
+def test_static_files_may_be_kept(gateway: Gateway) -> None:
+    text = gateway.client.get("/console/login").text
+    sheet = text.partition('href="')[2].partition('"')[0]
+    answer = gateway.client.get(sheet)
+    assert answer.status_code == 200
+    assert "immutable" in answer.headers["cache-control"]
+    assert gateway.client.get(sheet.replace("icon.svg", "../pages.py")).status_code == 404

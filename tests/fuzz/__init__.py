@@ -1,0 +1,1 @@
+"""The parsers of foreign bytes under random ones: with atheris for long, with hypothesis always."""
