@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
+from app.db.engine import Database
 from app.db.models import Request
 from app.dev import free_port
 from app.gateway import create_app
@@ -29,7 +31,15 @@ def numbers(page: str) -> dict[str, float]:
     return {name: float(value) for name, _, value in lines}
 
 
-def test_what_the_tables_know(gateway: Gateway) -> None:
+@pytest.fixture
+def unreaped(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Gateway]:
+    """Its reaper has looked once, before anything was there, and looks no more."""
+    with running(tmp_path, migrated_sqlite, reaper_interval_s=3600) as gateway:
+        yield gateway
+
+
+def test_what_the_tables_know(unreaped: Gateway) -> None:
+    gateway = unreaped
     for _ in range(2):
         assert gateway.client.post("/t2v", json=BODY).status_code == 200
     put(gateway.database, claimed(gateway.database).request_id, lease_expires_at=1.0)
@@ -134,11 +144,10 @@ def test_without_its_broker_it_serves(tmp_path: Path, migrated_sqlite: Path) -> 
         assert reply.elapsed.total_seconds() < 10 * TIMEOUT_S
 
 
-def test_a_lost_worker_is_counted(gateway: Gateway) -> None:
-    """By the gateway whose reaper finds it."""
-    request_id = submit(gateway.database)
-    held = claimed(gateway.database)
-    put(gateway.database, request_id, lease_expires_at=Request.lease_expires_at - 3600)
-    assert do(gateway.database, reaper.reap).requeued == [request_id]
+def test_only_the_first_attempt_has_waited(database: Database) -> None:
+    request_id = submit(database)
+    held = claimed(database)
     assert held.waited_s is not None
-    assert claimed(gateway.database).waited_s is None, "only the first attempt has waited"
+    put(database, request_id, lease_expires_at=Request.lease_expires_at - 3600)
+    assert do(database, reaper.reap).requeued == [request_id]
+    assert claimed(database).waited_s is None
