@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from sqlalchemy import insert
 
+from app.console.shown import number
 from app.db.models import Event, LogLine
 from tests.app.live import Live
 from tests.console.browser import Watched
@@ -53,7 +54,7 @@ def test_it_follows_a_large_training(
     assert len(curve.value.body()) < MAX_BYTES
     expect(page.locator("#chart canvas")).to_be_visible()
     more(seed, large, NUM_STEPS + 1, 200)
-    expect(page.locator("#now-step")).to_have_text(f"{NUM_STEPS + 200:,}")
+    expect(page.locator("#now-step")).to_have_text(number(NUM_STEPS + 200))
     expect(page.locator("#log")).to_contain_text(f"line {NUM_STEPS + 200}:")
     expect(page.locator("#log-count")).to_have_text(f"{NUM_LINES + 200:,} lines")
     assert page.locator(".log-line").count() < MAX_ROWS

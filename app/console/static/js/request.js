@@ -5,7 +5,7 @@ import { Chart } from "./chart.js";
 import { $, $$, dataOf, say } from "./dom.js";
 import { Log } from "./log.js";
 import { Previews } from "./previews.js";
-import { duration } from "./words.js";
+import { duration, number } from "./words.js";
 
 const page = dataOf("live");
 const log = new Log($("#log"), page.base, page.log, {
@@ -44,8 +44,8 @@ function showProgress({ progress }) {
   const bar = $("#now-bar");
   if (bar && total) bar.value = Math.min(100, (100 * done) / total);
   if (progress.step != null) $("#now-numbers").hidden = false;
-  put("now-step", progress.step?.toLocaleString());
-  put("now-of", progress.of?.toLocaleString());
+  put("now-step", progress.step == null ? null : number(progress.step));
+  put("now-of", progress.of == null ? null : number(progress.of));
   put("now-loss", progress.loss?.toFixed(4));
   put("now-lr", progress.lr?.toExponential(2));
   put("now-time", progress.step_time_s == null ? null : duration(progress.step_time_s));

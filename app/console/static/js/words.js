@@ -22,6 +22,9 @@ export function duration(seconds) {
   return `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
 }
 
+// With thin spaces between thousands, as on the server.
+export const number = (value) => (value == null ? "–" : value.toLocaleString("en").replaceAll(",", "\u202f"));
+
 export function usd(value) {
   if (value == null) return "–";
   return value === 0 || value >= 0.1 ? `$${value.toFixed(2)}` : `$${Number(value.toPrecision(3))}`;
