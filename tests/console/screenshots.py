@@ -122,8 +122,8 @@ def shoot_all(page: Page, ids: dict[str, str], folder: Path, out: Path, look: st
         ("suffix", "/new/extend-suffix", None),
         ("check", "/check", None),
         ("report", f"/requests/{ids['check']}/report", None),
-        ("running", f"/requests/{ids['running']}", None),
-        ("done", f"/requests/{ids['done']}", None),
+        ("running", f"/requests/{ids['running']}", drawn),
+        ("done", f"/requests/{ids['done']}", drawn),
         ("failed", f"/requests/{ids['failed']}", None),
         ("history", "/requests", None),
         ("compare", f"/compare?id={ids['done']}&id={ids['other']}", None),
@@ -139,6 +139,12 @@ def shoot_all(page: Page, ids: dict[str, str], folder: Path, out: Path, look: st
             act(page)
         page.wait_for_timeout(700)  # videos paint their first frame
         save(page, out / f"{name}-{look}.png")
+
+
+def drawn(page: Page) -> None:
+    """Until the curve and the log have come, which a busy machine takes its time for."""
+    page.wait_for_selector("#chart canvas")
+    page.wait_for_function("() => document.querySelector('#log-count').textContent !== ''")
 
 
 def fill_form(folder: Path) -> Callable[[Page], None]:
