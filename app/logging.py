@@ -33,6 +33,9 @@ def as_json(logger: object, name: str, event: EventDict) -> str:
 
 AS_JSON: list[Processor] = [structlog.processors.format_exc_info, as_json]
 
+_PROCESSORS: list[Processor] = []
+"""One list for all: loggers that were used before keep it, and so learn of new secrets."""
+
 QUIET = ("alembic", "botocore", "boto3", "httpx", "httpx2", "s3transfer")
 """Libraries whose INFO is noise, or writes down URLs that are permissions."""
 
@@ -81,8 +84,9 @@ def configure(level: str = "INFO", secrets: Iterable[str] = ()) -> None:
     """Set up structlog and the root logger. Safe to call again; loggers in use keep their level.
     ``secrets`` are never written."""
     hiding = Hiding(secrets)
+    _PROCESSORS[:] = [*SHARED, *AS_JSON, hiding]
     structlog.configure(
-        processors=[*SHARED, *AS_JSON, hiding],
+        processors=_PROCESSORS,
         logger_factory=_stderr,
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,

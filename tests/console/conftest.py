@@ -1,4 +1,4 @@
-"""One Chromium and one filled gateway for the whole folder."""
+"""A Chromium for each module, and one filled gateway for the whole folder."""
 
 import shutil
 import subprocess
@@ -23,8 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.service)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Playwright keeps an event loop running in this thread: it must be gone when tests of other
+    modules begin."""
     with launched(chromium()) as browser:
         yield browser
 
