@@ -46,6 +46,7 @@ from trainer.model import BaseModel
 from trainer.mp4 import Mp4Writer, compression_of, to_rgb
 from trainer.run import ModelCache, run_job
 from trainer.sampler import Given, SampledLatents, build_request, sample, sigma_schedule
+from trainer.single_file import to_single_file
 from trainer.source import grid_geometry
 
 ROOT = Path(__file__).parents[2]
@@ -689,12 +690,69 @@ def test_by_hand_refusals(by_hand: Callable[..., tuple[int, str]], tmp_path: Pat
     text.write_text("no video")
     code, said = by_hand("outpaint", "--source", str(text))
     assert (code, "refused: clip.mp4" in said) == (2, True), said
-    with pytest.raises(SystemExit):
-        by_hand("outpaint")
-    with pytest.raises(SystemExit):
-        by_hand("extend-prefix", "--source", "CLIP", "--conditioning-frames", "8")
-    with pytest.raises(SystemExit):
-        by_hand("t2v", "--lora", "nothing.safetensors")
+    assert not (tmp_path / "out.mp4").exists()
+
+
+USAGE: dict[str, tuple[list[str], str]] = {
+    "no source": (["outpaint"], "--mode outpaint needs a --source"),
+    "a source for nothing": (["t2v", "--source", "CLIP"], "--mode t2v takes no --source"),
+    "a source that is not here": (["outpaint", "--source", "gone.mp4"], "no file gone.mp4"),
+    "no mask": (["inpaint", "--source", "CLIP"], "--mode inpaint needs a --mask"),
+    "a mask for nothing": (["outpaint", "--source", "CLIP", "--mask", "MASK"], "takes no --mask"),
+    "window of a suffix": (
+        ["extend-suffix", "--source", "CLIP", "--conditioning-frames", "9"],
+        "are 8, 16, 24",
+    ),
+    "window of a prefix": (
+        ["extend-prefix", "--source", "CLIP", "--conditioning-frames", "8"],
+        "are 9, 17, 25",
+    ),
+    "a window of nothing": (
+        ["extend-suffix", "--source", "CLIP", "--conditioning-frames", "0"],
+        "--conditioning-frames: Input should be greater than or equal to 1",
+    ),
+    "no lora": (["t2v", "--lora", "nothing.safetensors"], "no file nothing.safetensors"),
+    "no scale": (["t2v", "--lora", "LORA:much"], "'much' is no scale"),
+    "four loras": (["t2v", *4 * ["--lora", "LORA"]], "--lora: Tuple should have at most 3 items"),
+    "an odd size": (["t2v", "--size", "91x64"], "--size: Input should be a multiple of 2"),
+    "no size": (["t2v", "--size", "720p"], "--size: write it as 1280x720, not '720p'"),
+    "no rate": (["t2v", "--fps", "0"], "--fps: at least 1 frame per second, not 0"),
+    "an infinite rate": (["t2v", "--fps", "inf"], "--fps: at least 1 frame per second"),
+    "no steps": (["t2v", "--steps", "0"], "--steps: Input should be greater than or equal to 1"),
+    "a job's folder that is not new": (["t2v", "--job-dir", "HERE"], "holds other files"),
+    "an output that is a folder": (["t2v", "--out", "HERE"], "--out: no file can be written at"),
+    "an output below a file": (["t2v", "--out", "CLIP/a.mp4"], "can't be made: "),
+}
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_by_hand_usage(
+    case: str,
+    by_hand: Callable[..., tuple[int, str]],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Said by the option's name, before anything takes time."""
+    arguments, says = USAGE[case]
+    with pytest.raises(SystemExit) as ended:
+        by_hand(*(word.replace("HERE", str(tmp_path)) for word in arguments))
+    assert ended.value.code == 2
+    assert says in capfd.readouterr().err
+
+
+def test_by_hand_of_the_official_file(
+    by_hand: Callable[..., tuple[int, str]], tiny: BaseModel, tmp_path: Path
+) -> None:
+    """With its text encoder beside it; a source that is held at 0 is not even opened."""
+    official = tmp_path / "ltx-2.3-tiny.safetensors"
+    to_single_file(tiny.folder, official)
+    named = ("--model", str(official), "--text-encoder", str(tiny.folder))
+    code, said = by_hand(
+        "outpaint", "--source", "CLIP", "--strength", "0", "--size", "64x64", *named
+    )
+    assert code == 0, said
+    assert "nothing of the source is kept" in said
+    assert played(tmp_path / "out.mp4").frames.shape == (9, 64, 64, 3)
 
 
 def test_the_child_serves_both_kinds(
