@@ -555,22 +555,29 @@ def test_safety(runner: Runner, classifiers: dict[str, Path]) -> None:
     assert "normal, NSFW" in str(result.error)
 
 
-def test_cancelled_between_two_steps(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told after the second of eight steps, there is no third."""
-    directory = runner.job(runner.spec(num_inference_steps=8))
+@pytest.mark.parametrize(
+    ("stage", "seen"),
+    [
+        pytest.param("generate", [1, 2], id="between two of eight steps"),
+        pytest.param("write_video", [8], id="between two frames"),
+    ],
+)
+def test_cancelled(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, stage: str, seen: list[int]
+) -> None:
+    """Told after the last of ``seen``, there is no further one, and no file."""
+    directory = runner.job(runner.spec(num_inference_steps=8, num_frames=17))
     emit = EventLog.emit
 
     def tell(log: EventLog, kind: str, **fields: Any) -> None:
         emit(log, kind, **fields)
-        if fields.get("name") == "generate" and fields.get("done") == 2:
+        if (fields.get("name"), fields.get("done")) == (stage, seen[-1]):
             directory.tell(Control.CANCEL)
 
     monkeypatch.setattr(EventLog, "emit", tell)
     assert run_job(directory.root, runner.models) == Result(status="cancelled", step=0)
-    done = [
-        e["done"] for e in read_events(directory) if e.get("name") == "generate" and "done" in e
-    ]
-    assert done == [1, 2]
+    done = [e["done"] for e in read_events(directory) if e.get("name") == stage and "done" in e]
+    assert done == seen
     assert not list(directory.outputs.glob("video*"))
 
 
