@@ -18,7 +18,7 @@ from trainer.encode import encode_all
 from trainer.errors import LoraFileError, SampleError
 from trainer.expansion import CannotExpand, expand_prompt
 from trainer.generation import GenerationResult, GenerationSpec
-from trainer.generation_plan import Plan
+from trainer.generation_plan import SamplePlan
 from trainer.guidance import plain_guidance
 from trainer.job import GenerateJob, JobDir, write_atomically
 from trainer.loop import Stopped
@@ -57,7 +57,7 @@ class Generation:
         with self.events.stage("read_inputs"):
             loras = self._loras(spec, base)
             source = open_source(job.source and self._path(job.source), spec)
-            plan = Plan.of(spec, source)
+            plan = SamplePlan.of(spec, source)
             safety = self._safety(plan.num_frames)
         if source is not None:
             self._notes += source.manifest.notes  # logged by the preparation
@@ -161,7 +161,7 @@ class Generation:
         self,
         spec: GenerationSpec,
         prompt: str,
-        plan: Plan,
+        plan: SamplePlan,
         loras: list[ScaledLora],
         cache: EncodedCache,
         base: BaseModel,
@@ -208,7 +208,7 @@ class Generation:
     def _write(
         self,
         spec: GenerationSpec,
-        plan: Plan,
+        plan: SamplePlan,
         latents: SampledLatents,
         base: BaseModel,
         safety: SafetyCheck | None,

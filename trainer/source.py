@@ -29,6 +29,7 @@ from trainer.generation import (
     GenerationSpec,
     Inpaint,
     Outpaint,
+    num_result_frames,
     source_rule,
 )
 from trainer.given import GivenSource
@@ -188,10 +189,9 @@ def open_source(folder: Path | None, spec: GenerationSpec) -> GenerationSource |
         )
     condition = _condition(spec, manifest)
     windows: tuple[Window, ...] = ()
-    num_frames = min(spec.num_frames, manifest.num_frames)
     if isinstance(condition, Suffix | Prefix):
         windows = (window_of(condition, spec.frame_rate),)
-        num_frames = spec.num_frames
+    num_frames = num_result_frames(spec, manifest.num_frames)
     geometry = grid_geometry(spec.width, spec.height, num_frames, spec.frame_rate)
     clip = _footage(folder, manifest, held_in_front=isinstance(condition, Suffix))
     num_audio_tokens = None

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
 from app import modes
-from app.db.models import Stage
+from app.db.models import Purpose, Stage
 from app.modes.generation import LoRAInput
 from app.requests import lifecycle, repository
 from app.storage.base import random_part
@@ -37,11 +38,19 @@ def lora(value: float = 0.5, layer: str = LAYER) -> bytes:
 
 
 @contextmanager
-def attempt(runtime: Runtime, folder: Path) -> Iterator[Attempt]:
+def attempt(
+    runtime: Runtime, folder: Path, purpose: Purpose = Purpose.TRAIN, **fields: Any
+) -> Iterator[Attempt]:
     """The prepare stage of a generation, begun as a worker begins it."""
-    body = MODE.request_model.model_validate(example(MODE)).model_dump(mode="json")
+    asked = {**example(MODE), **fields}
+    body = MODE.request_model.model_validate(asked).model_dump(mode="json")
     new = repository.NewRequest(
-        owner="local", endpoint=MODE.id, app=MODE.app, mode=MODE.path, input=body
+        owner="local",
+        endpoint=MODE.id,
+        app=MODE.app,
+        mode=MODE.path,
+        input=body,
+        purpose=purpose,
     )
     with runtime.database.write() as session:
         repository.add(session, new)
