@@ -420,6 +420,7 @@ def test_loras_act_and_leave_nothing_behind(
     """One process, one loaded model: plain, with LoRAs, plain again, to the last byte."""
     spec = runner.spec()
     plain = runner.run(spec).video.read_bytes()
+    kept = models.transformer(tiny, with_audio=False, exact=False)
     choice = LoraChoice(path=lora, name="mine.safetensors", scale=2.0, transformer="high")
     directory = runner.run(spec.model_copy(update={"loras": (choice, choice)}))
     assert directory.video.read_bytes() != plain
@@ -431,7 +432,8 @@ def test_loras_act_and_leave_nothing_behind(
     assert runner.run(off).video.read_bytes() == plain
     assert runner.run(spec).video.read_bytes() == plain
 
-    loaded = models.transformer(tiny, with_audio=False, exact=False).state_dict()
+    assert models.transformer(tiny, with_audio=False, exact=False) is kept, "loaded once"
+    loaded = kept.state_dict()
     fresh = tiny.transformer(with_audio=True).state_dict()
     assert all(torch.equal(fresh[key], tensor) for key, tensor in loaded.items())
 

@@ -11,7 +11,7 @@ from safetensors.numpy import save
 
 from app import modes
 from app.db.models import Purpose, Stage
-from app.modes.generation import LoRAInput
+from app.modes.generation import MAX_LORA_BYTES, LoRAInput
 from app.requests import lifecycle, repository
 from app.storage.base import random_part
 from tests.app.asking import example
@@ -164,3 +164,16 @@ def test_refused(
     assert detail["loc"] == ["body", "loras", 1, "path"]
     assert detail["type"] == "lora_file_invalid"
     assert runtime.storage.list_keys("loras") == []
+
+
+def test_one_byte_over_three_gigabytes(
+    runtime: Runtime, prepare: Prepare, server: ScriptedServer
+) -> None:
+    """Refused by what its server says, before a byte of it is fetched."""
+    server.scripts = [answer(length=MAX_LORA_BYTES + 1)]
+    with pytest.raises(Failure) as failed:
+        prepare(server.url)
+    (detail,) = failed.value.body["detail"]
+    assert (detail["type"], detail["loc"]) == ("file_too_large", ["body", "loras", 0, "path"])
+    assert detail["ctx"] == {"max_size": 3 * 1024**3}
+    assert runtime.storage.list_keys("links") == []
