@@ -596,10 +596,17 @@ def test_what_is_missing_is_said(runner: Runner, bunny: Path) -> None:
     other.create(job.model_copy(update={"spec": spec.model_copy(update={"width": 160})}))
     result = run_job(other.root, runner.models)
     assert "was prepared for 96x64" in str(result.error)
-    full = runner.job(runner.spec(task=ExtendPrefix(num_latent_frames=2)), bunny)
-    result = run_job(full.root, runner.models)
-    assert result.field == "num_frames"
-    assert "nothing is left to generate" in str(result.error)
+    # Off the grid, one frame is sampled that would be cut away again.
+    for count, task in (
+        (9, ExtendPrefix(num_latent_frames=2)),
+        (8, ExtendSuffix(num_latent_frames=1)),
+    ):
+        full = runner.job(runner.spec(task=task, num_frames=count), bunny)
+        result = run_job(full.root, runner.models)
+        assert result.field == "num_frames"
+        assert f"The video has {count} frames and {count} of the source are given" in str(
+            result.error
+        )
 
 
 # How it is written.
