@@ -136,25 +136,35 @@ def generate(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if rule is None and given.source is not None:
         print("At --strength 0 nothing of the source is kept, so it is not used.")
     with tempfile.TemporaryDirectory(prefix="reelsmith-") as temporary:
-        root = given.job_dir or Path(temporary)
-        root.mkdir(parents=True, exist_ok=True)
-        prepared = None
-        if rule is not None:
-            prepared = root / "source"
-            code = _prepare(given, rule, prepared, root / "source-rule.json")
-            if code != EXIT_OK:
-                return code
-        job = GenerateJob(
-            id=given.out.stem,
-            spec=spec,
-            source=prepared and prepared.resolve(),
-            safety=given.safety and SafetyClassifier(folder=given.safety.resolve()),
-            model=given.model,
-            text_encoder=given.text_encoder and given.text_encoder.expanduser().resolve(),
-            cache=given.cache.expanduser().resolve(),
-            device=given.device,
-        )
-        return _run(job, JobDir(root), given.out)
+        try:
+            return _make(given, spec, rule, given.job_dir or Path(temporary))
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return EXIT_STOPPED
+
+
+def _make(
+    given: argparse.Namespace, spec: GenerationSpec, rule: SourceRule | None, root: Path
+) -> int:
+    """Prepare the source and run the job in ``root``; returns the exit status."""
+    root.mkdir(parents=True, exist_ok=True)
+    prepared = None
+    if rule is not None:
+        prepared = root / "source"
+        code = _prepare(given, rule, prepared, root / "source-rule.json")
+        if code != EXIT_OK:
+            return code
+    job = GenerateJob(
+        id=given.out.stem,
+        spec=spec,
+        source=prepared and prepared.resolve(),
+        safety=given.safety and SafetyClassifier(folder=given.safety.resolve()),
+        model=given.model,
+        text_encoder=given.text_encoder and given.text_encoder.expanduser().resolve(),
+        cache=given.cache.expanduser().resolve(),
+        device=given.device,
+    )
+    return _run(job, JobDir(root), given.out)
 
 
 def _spec(given: argparse.Namespace) -> GenerationSpec:

@@ -1,6 +1,7 @@
 """Generations on the tiny model: against diffusers, on real clips, with LoRAs, and their ends."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -754,6 +755,25 @@ def test_by_hand_usage(
         by_hand(*(word.replace("HERE", str(tmp_path)) for word in arguments))
     assert ended.value.code == 2
     assert says in capfd.readouterr().err
+
+
+def test_by_hand_ctrl_c(
+    by_hand: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Between two steps: one word, no traceback and no file."""
+    emit = EventLog.emit
+
+    def interrupted(log: EventLog, kind: str, **fields: Any) -> None:
+        emit(log, kind, **fields)
+        if (fields.get("name"), fields.get("done")) == ("generate", 1):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(EventLog, "emit", interrupted)
+    code, said = by_hand("t2v", "--lora", "LORA", "--size", "64x64", "--steps", "3")
+    assert (code, said.splitlines()[-1]) == (3, "stopped")
+    assert "generate ..." in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out.mp4").exists()
 
 
 def test_by_hand_of_the_official_file(
