@@ -6,6 +6,7 @@ by file, a source that is held more or less firmly, and what was given laid over
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from diffusers import LTX2VideoTransformer3DModel
@@ -17,7 +18,7 @@ from trainer.encode import encode_all
 from trainer.errors import LoraFileError, SampleError
 from trainer.expansion import CannotExpand, expand_prompt
 from trainer.generation import GenerationResult, GenerationSpec
-from trainer.generation_plan import Plan
+from trainer.generation_plan import SamplePlan
 from trainer.guidance import plain_guidance
 from trainer.job import GenerateJob, JobDir, write_atomically
 from trainer.loop import Stopped
@@ -30,6 +31,9 @@ from trainer.safetensors_header import model_linears, shown
 from trainer.safety import SafetyCheck
 from trainer.sampler import SampledLatents, build_request, is_finite, sample
 from trainer.source import GenerationSource, open_source
+
+_FRAMES_PER_REPORT: Final = 8
+"""Written between two reports: a slow encoder takes a second for them."""
 
 
 class Generation:
@@ -53,7 +57,7 @@ class Generation:
         with self.events.stage("read_inputs"):
             loras = self._loras(spec, base)
             source = open_source(job.source and self._path(job.source), spec)
-            plan = Plan.of(spec, source)
+            plan = SamplePlan.of(spec, source)
             safety = self._safety(plan.num_frames)
         if source is not None:
             self._notes += source.manifest.notes  # logged by the preparation
@@ -157,7 +161,7 @@ class Generation:
         self,
         spec: GenerationSpec,
         prompt: str,
-        plan: Plan,
+        plan: SamplePlan,
         loras: list[ScaledLora],
         cache: EncodedCache,
         base: BaseModel,
@@ -204,7 +208,7 @@ class Generation:
     def _write(
         self,
         spec: GenerationSpec,
-        plan: Plan,
+        plan: SamplePlan,
         latents: SampledLatents,
         base: BaseModel,
         safety: SafetyCheck | None,
@@ -224,23 +228,26 @@ class Generation:
         ) as writer:
             first = 0
             for frames in decoder.frames(latents.video, plan.geometry):
-                self._stop_if_told()
                 if overlay is not None:
                     overlay.apply(frames, first)
                 for number, frame in enumerate(frames, start=first):
-                    if number in shown:
-                        picture = np.ascontiguousarray(frame[: spec.height, : spec.width])
-                        writer.write_frame(picture)
-                        if safety is not None:
-                            safety.see(picture)
+                    if number not in shown:
+                        continue
+                    self._stop_if_told()
+                    picture = np.ascontiguousarray(frame[: spec.height, : spec.width])
+                    writer.write_frame(picture)
+                    if safety is not None:
+                        safety.see(picture)
+                    self._report_frame(shown.index(number) + 1, plan.num_frames)
                 first += len(frames)
-                self.events.emit(
-                    "progress", name="write_video", done=first, total=plan.geometry.num_frames
-                )
             if sound is not None:
                 writer.write_audio(plan.cut_sound(plan.lay_sound(sound, spec)))
             if safety is not None:
                 safety.require_safe()  # raised in here, so that no file appears
+
+    def _report_frame(self, done: int, total: int) -> None:
+        if done % _FRAMES_PER_REPORT == 0 or done == total:
+            self.events.emit("progress", name="write_video", done=done, total=total)
 
     def _note(self, sentence: str) -> None:
         self._notes.append(sentence)

@@ -159,6 +159,14 @@ def exact_frame_rate(number: float) -> Fraction:
     return exact.limit_denominator(1000)
 
 
+def num_result_frames(spec: GenerationSpec, source_frames: int) -> int:
+    """Of a video whose prepared source has so many: it ends where a source that is given as a whole
+    does."""
+    if isinstance(spec.task, Outpaint | Inpaint):
+        return min(spec.num_frames, source_frames)
+    return spec.num_frames
+
+
 def source_rule(spec: GenerationSpec) -> SourceRule | None:
     """What ``spec`` asks of its source's preparation; None where nothing is given."""
     if spec.task is None or spec.strength == 0:

@@ -15,7 +15,7 @@ from trainer.source import GenerationSource, grid_geometry
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """What is sampled for a spec, and which part of it is shown."""
 
     source: GenerationSource | None
@@ -25,7 +25,7 @@ class Plan:
     """Of the result."""
 
     @classmethod
-    def of(cls, spec: GenerationSpec, source: GenerationSource | None) -> "Plan":
+    def of(cls, spec: GenerationSpec, source: GenerationSource | None) -> "SamplePlan":
         if source is not None:
             return cls(source, source.given.geometry, source.num_frames)
         geometry = grid_geometry(spec.width, spec.height, spec.num_frames, spec.frame_rate)

@@ -29,6 +29,7 @@ from trainer.generation import (
     GenerationSpec,
     Inpaint,
     Outpaint,
+    num_result_frames,
     source_rule,
 )
 from trainer.given import GivenSource
@@ -188,10 +189,10 @@ def open_source(folder: Path | None, spec: GenerationSpec) -> GenerationSource |
         )
     condition = _condition(spec, manifest)
     windows: tuple[Window, ...] = ()
-    num_frames = min(spec.num_frames, manifest.num_frames)
     if isinstance(condition, Suffix | Prefix):
         windows = (window_of(condition, spec.frame_rate),)
-        num_frames = spec.num_frames
+        _require_room(windows[0], spec.num_frames)
+    num_frames = num_result_frames(spec, manifest.num_frames)
     geometry = grid_geometry(spec.width, spec.height, num_frames, spec.frame_rate)
     clip = _footage(folder, manifest, held_in_front=isinstance(condition, Suffix))
     num_audio_tokens = None
@@ -202,10 +203,19 @@ def open_source(folder: Path | None, spec: GenerationSpec) -> GenerationSource |
             [condition], geometry, num_audio_tokens=num_audio_tokens, sample_mask=clip.mask()
         )
     except ConditionError as error:
-        field = "num_frames" if windows else _FIELD
-        raise ConditionError(f"Of the source: {error}", field=field) from error
+        raise ConditionError(f"Of the source: {error}", field=_FIELD) from error
     given = GivenSource(clip, geometry, masks, windows)
     return GenerationSource(given, clip, manifest, num_frames)
+
+
+def _require_room(window: Window, num_frames: int) -> None:
+    """Frames beside those that are given; the grid may have some that nobody sees."""
+    if window.num_frames >= num_frames:
+        raise ConditionError(
+            f"The video has {num_frames} frames and {window.num_frames} of the source are given, "
+            "so nothing is left to generate. Ask for more frames, or give fewer.",
+            field="num_frames",
+        )
 
 
 def _condition(spec: GenerationSpec, manifest: SourceManifest) -> Condition:

@@ -45,7 +45,18 @@ class Forwarder:
         self._logs.append(Log(message, level, ts=time.time()))
 
     def progress(self, **fields: Any) -> None:
+        if fields.get("stage", self._progress["stage"]) != self._progress["stage"]:
+            self._forget("done", "total")  # they were the other stage's
         self._progress |= fields
+        self._changed = True
+
+    def end_steps(self) -> None:
+        """What follows is not counted in steps."""
+        self._forget("step", "of", "step_time_s", "eta_s")
+
+    def _forget(self, *fields: str) -> None:
+        for name in fields:
+            self._progress.pop(name, None)
         self._changed = True
 
     def feed(self, events: Iterable[dict[str, Any]], *, at_once: bool = False) -> None:

@@ -162,6 +162,9 @@ class SamplingEvents:
         if event.get("name") != SAMPLING:
             return event
         match event["kind"]:
+            case "stage" if event["state"] == "end":
+                self._attempt.forward.end_steps()
+                return event
             case "stage":
                 self._began_at = self._stepped_at = event["ts"]
                 return event

@@ -18,7 +18,7 @@ from preprocessing.facts import FACTS_FILE
 from preprocessing.manifest import SOURCE_FILE, FrameRate, Placement, SourceManifest
 from preprocessing.report import Problem, Refusal, VideoFacts
 from preprocessing.rules import SourceRule
-from trainer.generation import source_rule
+from trainer.generation import num_result_frames, source_rule
 from trainer.lora_check import LoraFacts
 from workers import loras
 from workers.attempt import Attempt
@@ -159,11 +159,13 @@ def run(attempt: Attempt, arguments: list[str], out: Path) -> None:
 def conclude_check(attempt: Attempt, report: SourceReport, prepared: dict[str, Any]) -> None:
     """Complete a check: a generation would go on from here."""
     assert report.canvas is not None
+    canvas = Canvas(report.canvas.width, report.canvas.height)
+    num_frames = None
+    if report.source is not None:
+        spec = attempt.generation.generation_spec(attempt.request, canvas, 0, ())
+        num_frames = num_result_frames(spec, report.source.num_frames)
     expected = estimate_generation(
-        attempt.generation,
-        attempt.request,
-        attempt.runtime.settings.model,
-        Canvas(report.canvas.width, report.canvas.height),
+        attempt.generation, attempt.request, attempt.runtime.settings.model, canvas, num_frames
     )
     body = {
         "ok": True,

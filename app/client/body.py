@@ -9,7 +9,7 @@ from typing import Any, Final
 from app import modes
 from app.client.errors import Refused
 from app.client.service import Service
-from app.modes.base import Training
+from app.modes.base import AnyMode, Training
 from preprocessing.rules import DatasetRule
 
 ARCHIVE_FIELD: Final = "training_data_url"
@@ -28,7 +28,7 @@ def read_input(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise Refused(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
@@ -152,17 +152,23 @@ def without(body: Any, places: Sequence[Location]) -> Any:
     return body
 
 
-def dataset_rule(mode: str, body: Mapping[str, Any]) -> DatasetRule | None:
+def known_mode(name: str) -> AnyMode | None:
+    """The mode at this path or full id, where this version knows it."""
+    wanted = name.strip("/")
+    return next((mode for mode in modes.all() if wanted in (mode.path, mode.id)), None)
+
+
+def dataset_rule(name: str, body: Mapping[str, Any]) -> DatasetRule | None:
     """What the training asks of its clips, where this version knows the mode and the fields fit."""
+    mode = known_mode(name)
+    if not isinstance(mode, Training):
+        return None
     filled = {**body, ARCHIVE_FIELD: "https://example.com/a.zip", VALIDATION_FIELD: []}
-    for known in modes.all():
-        if isinstance(known, Training) and mode.strip("/") in (known.path, known.id):
-            try:
-                rule: DatasetRule = known.dataset_rule(known.parse(filled))
-            except ValueError:
-                return None
-            return rule
-    return None
+    try:
+        rule: DatasetRule = mode.dataset_rule(mode.parse(filled))
+    except ValueError:
+        return None
+    return rule
 
 
 def _below(places: Sequence[Location], name: str | int) -> list[Location]:

@@ -1,6 +1,7 @@
 """`reelsmith generate`: a clip, LoRAs and a prompt become a video."""
 
 import json
+import math
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from app.client.errors import Refused, RequestFailed
 from app.client.service import Handle, Service
 from app.client.show import display
 from app.client.text import clean, size
+from app.modes.base import Training
 
 MODE: Final = "outpaint/lora"
 SOURCE: Final[Location] = ("video_url",)
@@ -42,6 +44,11 @@ class Generate:
 
 def generate(service: Service, asked: Generate) -> int:
     """Upload what is here, submit, follow, download."""
+    if isinstance(bodies.known_mode(asked.mode), Training):
+        raise Refused(
+            f"{asked.mode} trains a LoRA on many clips; generate makes a video of one. Run",
+            f"reelsmith submit {asked.mode} CLIPS",
+        )
     if asked.download is not None and not asked.wait:
         raise Refused("--download needs --wait; or run `reelsmith result ID --download DIR` later")
     target = Target(asked.download) if asked.download is not None else None
@@ -86,10 +93,13 @@ def body_of(service: Service, asked: Generate) -> dict[str, Any]:
 def lora_of(service: Service, text: str) -> dict[str, Any]:
     """``FILE``, ``URL`` or the id of a training, with ``:scale`` behind it or not."""
     name, colon, scale = text.rpartition(":")
+    entry: dict[str, Any]
     try:
         entry = {"path": name, "scale": float(scale)} if colon else {"path": text}
     except ValueError:
         entry = {"path": text}
+    if not math.isfinite(entry.get("scale", 1.0)):
+        raise Refused(f"--lora {text!r}: the scale behind the colon is no number; write 0.8")
     path = str(entry["path"])
     if _REQUEST.fullmatch(path) and not Path(path).is_file():
         entry["path"] = trained_lora(service, path)
@@ -108,7 +118,8 @@ def trained_lora(service: Service, request_id: str) -> str:
 def local_files(body: Mapping[str, Any]) -> dict[Location, Path]:
     """Every file here that the body names. Raises `Refused` for one that is not there."""
     found = bodies.local_files(body)
-    for index, lora in enumerate(body.get("loras") or ()):
+    loras = body.get("loras")
+    for index, lora in enumerate(loras if isinstance(loras, list) else ()):
         value = lora.get("path") if isinstance(lora, Mapping) else None
         if isinstance(value, str) and not bodies.is_url(value):
             path = Path(value).expanduser()

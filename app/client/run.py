@@ -20,6 +20,7 @@ from app.client.show import Shown, display, headline, log_line, preview_url
 from app.client.text import clean, size
 from app.client.upload import upload
 from app.client.watch import LogLine, Update, follow, updates_of
+from app.modes.base import Generation
 
 CHECK_ROUTE: Final = "check"
 """``POST /{mode}/check`` takes what ``POST /{mode}`` takes and ends after the preparation."""
@@ -52,6 +53,11 @@ class Submit:
 
 def submit(service: Service, asked: Submit) -> int:
     """Zip, upload, submit, follow, download."""
+    if isinstance(bodies.known_mode(asked.mode), Generation):
+        raise Refused(
+            f"{asked.mode} makes a video of one clip; submit trains on many. Run",
+            "reelsmith generate CLIP --lora LORA --prompt PROMPT",
+        )
     if asked.download is not None and not asked.wait:
         raise Refused("--download needs --wait; or run `reelsmith result ID --download DIR` later")
     target = Target(asked.download) if asked.download is not None else None

@@ -29,9 +29,14 @@ class GenerationEstimate(BaseModel):
 
 
 def estimate_generation(
-    mode: AnyGeneration, request: GenerationRequest, model: str, size: Canvas | None = None
+    mode: AnyGeneration,
+    request: GenerationRequest,
+    model: str,
+    size: Canvas | None = None,
+    frames: int | None = None,
 ) -> GenerationEstimate:
-    """For ``request``; ``size`` is that of its canvas where only the source could tell."""
+    """For ``request``; ``size`` is that of its canvas where only the source could tell, ``frames``
+    those of the video where its source is known, which may end before."""
     assumes = []
     size = size or mode.canvas(request)
     if size is None:
@@ -39,7 +44,7 @@ def estimate_generation(
         assumes.append(
             f"The source has the shape of {size.width}x{size.height}; others have about its area."
         )
-    frames = request.num_frames
+    frames = frames or request.num_frames
     # The model works on whole latent cells and frames, and the result is cut back.
     num_frames = 1 + LATENT_STRIDE_FRAMES * -(-(frames - 1) // LATENT_STRIDE_FRAMES)
     width, height = (

@@ -1,12 +1,14 @@
 """The excerpt of a clip that a preview starts from, at a given rate and its true speed."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 from preprocessing.errors import MediaError
 from preprocessing.media.clip import Clip, FittedVideo
 from preprocessing.media.errors import MissingFrames, TooShort
-from preprocessing.media.fit import write_frames
+from preprocessing.media.fit import Size, write_frames
 from preprocessing.media.probe import recount
 from preprocessing.media.timeline import FramePlan, Span, Timeline
 from preprocessing.names import short
@@ -68,15 +70,35 @@ def plan_excerpt(timeline: Timeline, rule: ValidationRule) -> FramePlan:
 def fit_excerpt(clip: Clip, rule: ValidationRule, out: Path) -> FittedVideo:
     """Write what a preview is made from to ``out``: uint8 [8k + 1, height, width, 3], RGB.
 
+    Raises as `fit_at_true_speed`.
+    """
+    return fit_at_true_speed(clip, rule, lambda timeline: plan_excerpt(timeline, rule), rule, out)
+
+
+class AtTrueSpeed(Protocol):
+    """What previews and generations both ask of the clip they start from."""
+
+    @property
+    def frame_rate(self) -> int | Fraction: ...
+
+    @property
+    def min_frames(self) -> int: ...
+
+
+def fit_at_true_speed(
+    clip: Clip, rule: AtTrueSpeed, plan: Callable[[Timeline], FramePlan], size: Size, out: Path
+) -> FittedVideo:
+    """Write the frames that ``plan`` chooses to ``out``: uint8 [F, height, width, 3], RGB.
+
     Raises `TooShort` for a clip of fewer than ``rule.min_frames`` at ``rule.frame_rate``, or
     `MediaError` where frames do not decode.
     """
     try:
-        return _fit(clip, rule, out)
+        return _fit(clip, rule, plan, size, out)
     except MissingFrames:
         counted = recount(clip)
     try:
-        return _fit(counted, rule, out)
+        return _fit(counted, rule, plan, size, out)
     except MissingFrames:
         raise MediaError(
             f"{short(clip.name)} is damaged: some of its frames do not decode. Export it again.",
@@ -84,35 +106,41 @@ def fit_excerpt(clip: Clip, rule: ValidationRule, out: Path) -> FittedVideo:
         ) from None
 
 
-def _fit(clip: Clip, rule: ValidationRule, out: Path) -> FittedVideo:
+def _fit(
+    clip: Clip, rule: AtTrueSpeed, plan: Callable[[Timeline], FramePlan], size: Size, out: Path
+) -> FittedVideo:
     there = frames_at(clip.timeline, rule.frame_rate)
     if there < rule.min_frames:
-        raise TooShort(
-            f"{short(clip.name)} has {there} frames at {rule.frame_rate} frames per second "
-            f"({clip.facts.num_frames} at its own rate); at least {rule.min_frames} are needed. "
-            "Send a longer clip.",
-            ctx={
-                "min_duration": rule.min_frames / rule.frame_rate,
-                "provided_duration": round(float(clip.timeline.duration), 3),
-                "min_frames": rule.min_frames,
-                "provided_frames": there,
-            },
-        )
-    chosen = plan_excerpt(clip.timeline, rule)
-    cover = write_frames(clip, chosen, as_dataset_rule(rule, len(chosen.indices)), out)
+        raise _too_short(clip, rule, there)
+    chosen = plan(clip.timeline)
+    cover = write_frames(clip, chosen, size, out)
     return FittedVideo(
         start_s=float(chosen.window.start),
         end_s=float(chosen.window.end),
         num_source_frames=chosen.num_source_frames,
         num_frames=len(chosen.indices),
         frame_rate=chosen.frame_rate,
-        width=rule.width,
-        height=rule.height,
+        width=size.width,
+        height=size.height,
         scaled_width=cover.width,
         scaled_height=cover.height,
         time_scale=1.0,
         warnings=clip.warnings,
         source_times=tuple(clip.timeline.start_of(index) for index in chosen.indices),
+    )
+
+
+def _too_short(clip: Clip, rule: AtTrueSpeed, there: int) -> TooShort:
+    return TooShort(
+        f"{short(clip.name)} has {there} frames at {float(rule.frame_rate):g} frames per second "
+        f"({clip.facts.num_frames} at its own rate); at least {rule.min_frames} are needed. "
+        "Send a longer clip, or ask for a higher frame rate.",
+        ctx={
+            "min_duration": float(rule.min_frames / Fraction(rule.frame_rate)),
+            "provided_duration": round(float(clip.timeline.duration), 3),
+            "min_frames": rule.min_frames,
+            "provided_frames": there,
+        },
     )
 
 

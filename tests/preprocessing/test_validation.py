@@ -178,6 +178,7 @@ def test_too_short_at_the_validation_rate(count: int, rate: int, tmp_path: Path)
     with pytest.raises(TooShort) as caught:
         fit_excerpt(probe_video(clip, "clip"), rule(min_frames=8, anchor="end"), tmp_path / "f.npy")
     assert "at 24 frames per second" in caught.value.message
+    assert "a longer clip, or ask for a higher frame rate" in caught.value.message
     assert caught.value.type == "video_duration_too_short"
     assert caught.value.ctx["min_frames"] == 8
 

@@ -3,8 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -15,144 +13,35 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Pipeline
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from preprocessing.events import EventLog
 from preprocessing.manifest import SourceManifest
-from preprocessing.prepare_source import prepare_source
+from tests.trainer.generations import NTSC, RATE, Runner, logged, played, psnr
 from tests.trainer.jobs import make_job, make_spec, read_events
-from tests.trainer.loras import RANK, metadata, trained
+from tests.trainer.loras import RANK
 from trainer import expansion
-from trainer.adapter import adapter_state
 from trainer.generation import (
     Encoding,
     ExtendPrefix,
     ExtendSuffix,
-    GenerationSpec,
     Inpaint,
     LoraChoice,
     Outpaint,
     SafetyClassifier,
-    source_rule,
 )
 from trainer.guidance import plain_guidance
 from trainer.job import Control, GenerateJob, JobDir, Result
 from trainer.latents import unnormalise_audio as unnormalise_sound
 from trainer.latents import unnormalise_video, unpack_audio, unpack_video
-from trainer.lora_file import save_lora
 from trainer.model import BaseModel
-from trainer.mp4 import Mp4Writer, compression_of, to_rgb
+from trainer.mp4 import Mp4Writer, compression_of
 from trainer.run import ModelCache, run_job
 from trainer.sampler import Given, SampledLatents, build_request, sample, sigma_schedule
 from trainer.source import grid_geometry
 
 ROOT = Path(__file__).parents[2]
-RATE = Fraction(24)
-NTSC = Fraction(24000, 1001)
-
-
-@pytest.fixture(scope="module")
-def models() -> ModelCache:
-    """As in the worker's child: what one job loaded serves the next."""
-    return ModelCache()
-
-
-@dataclass
-class Runner:
-    """Runs jobs that differ in what a test is about, and looks at what they left."""
-
-    root: Path
-    cache: Path
-    models: ModelCache
-    jobs: int = 0
-
-    def spec(self, **changes: Any) -> GenerationSpec:
-        plain: dict[str, Any] = {
-            "prompt": "a rabbit on a meadow",
-            "width": 96,
-            "height": 64,
-            "num_frames": 9,
-            "frame_rate": RATE,
-            "num_inference_steps": 2,
-            "seed": 5,
-            "with_audio": False,
-            "encoding": Encoding(quality="maximum", write_mode="fast"),
-        }
-        return GenerationSpec(**(plain | changes))
-
-    def job(
-        self, spec: GenerationSpec, clip: Path | None = None, mask: Path | None = None, **more: Any
-    ) -> JobDir:
-        self.jobs += 1
-        root = self.root / str(self.jobs)
-        root.mkdir()
-        rule, source = source_rule(spec), None
-        if rule is not None:
-            assert clip is not None
-            source = root / "source"
-            with EventLog(root / "source-events.jsonl") as events:
-                prepare_source(clip, mask, rule, source, events)
-        directory = JobDir(root)
-        directory.create(
-            GenerateJob(
-                id="job",
-                spec=spec,
-                source=source,
-                model="tiny",
-                cache=self.cache,
-                device="cpu",
-                **more,
-            )
-        )
-        return directory
-
-    def run(
-        self, spec: GenerationSpec, clip: Path | None = None, mask: Path | None = None, **more: Any
-    ) -> JobDir:
-        directory = self.job(spec, clip, mask, **more)
-        result = run_job(directory.root, self.models)
-        assert result.status == "completed", result
-        assert result.step == spec.num_inference_steps
-        return directory
-
-
-@pytest.fixture
-def runner(tmp_path: Path, cache: Path, models: ModelCache) -> Runner:
-    return Runner(tmp_path, cache, models)
-
-
-@dataclass(frozen=True)
-class Played:
-    """What a player shows."""
-
-    frames: NDArray[np.uint8]
-    rate: Fraction
-    sound: NDArray[np.float32] | None
-
-
-def played(path: Path) -> Played:
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        frames = np.stack([to_rgb(frame) for frame in container.decode(video=0)])
-        rate = Fraction(stream.average_rate)
-    sound = None
-    with av.open(str(path)) as container:
-        if container.streams.audio:
-            parts = [frame.to_ndarray() for frame in container.decode(audio=0)]
-            sound = np.concatenate(parts, axis=1)
-    return Played(frames, rate, sound)
-
-
-def logged(directory: JobDir) -> list[str]:
-    return [event["message"] for event in read_events(directory) if event["kind"] == "log"]
-
-
-def psnr(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Of the luma, in dB: 4:2:0 halves the colours of pictures as small as these."""
-    error = float(np.square((found.astype(float) - expected) @ [0.2126, 0.7152, 0.0722]).mean())
-    return 10 * np.log10(255**2 / max(error, 1e-9))
 
 
 # The sampler.
@@ -406,19 +295,13 @@ def test_an_extension_of_a_silent_clip_makes_its_sound(runner: Runner, bikes: Pa
 # LoRAs.
 
 
-@pytest.fixture(scope="module")
-def lora(tiny: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("lora") / "lora.safetensors"
-    save_lora(path, adapter_state(trained(tiny, with_audio=True)), metadata(with_audio=True))
-    return path
-
-
 def test_loras_act_and_leave_nothing_behind(
     runner: Runner, lora: Path, models: ModelCache, tiny: BaseModel
 ) -> None:
     """One process, one loaded model: plain, with LoRAs, plain again, to the last byte."""
     spec = runner.spec()
     plain = runner.run(spec).video.read_bytes()
+    kept = models.transformer(tiny, with_audio=False, exact=False)
     choice = LoraChoice(path=lora, name="mine.safetensors", scale=2.0, transformer="high")
     directory = runner.run(spec.model_copy(update={"loras": (choice, choice)}))
     assert directory.video.read_bytes() != plain
@@ -430,7 +313,8 @@ def test_loras_act_and_leave_nothing_behind(
     assert runner.run(off).video.read_bytes() == plain
     assert runner.run(spec).video.read_bytes() == plain
 
-    loaded = models.transformer(tiny, with_audio=False, exact=False).state_dict()
+    assert models.transformer(tiny, with_audio=False, exact=False) is kept, "loaded once"
+    loaded = kept.state_dict()
     fresh = tiny.transformer(with_audio=True).state_dict()
     assert all(torch.equal(fresh[key], tensor) for key, tensor in loaded.items())
 
@@ -554,22 +438,29 @@ def test_safety(runner: Runner, classifiers: dict[str, Path]) -> None:
     assert "normal, NSFW" in str(result.error)
 
 
-def test_cancelled_between_two_steps(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told after the second of eight steps, there is no third."""
-    directory = runner.job(runner.spec(num_inference_steps=8))
+@pytest.mark.parametrize(
+    ("stage", "seen"),
+    [
+        pytest.param("generate", [1, 2], id="between two of eight steps"),
+        pytest.param("write_video", [8], id="between two frames"),
+    ],
+)
+def test_cancelled(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, stage: str, seen: list[int]
+) -> None:
+    """Told after the last of ``seen``, there is no further one, and no file."""
+    directory = runner.job(runner.spec(num_inference_steps=8, num_frames=17))
     emit = EventLog.emit
 
     def tell(log: EventLog, kind: str, **fields: Any) -> None:
         emit(log, kind, **fields)
-        if fields.get("name") == "generate" and fields.get("done") == 2:
+        if (fields.get("name"), fields.get("done")) == (stage, seen[-1]):
             directory.tell(Control.CANCEL)
 
     monkeypatch.setattr(EventLog, "emit", tell)
     assert run_job(directory.root, runner.models) == Result(status="cancelled", step=0)
-    done = [
-        e["done"] for e in read_events(directory) if e.get("name") == "generate" and "done" in e
-    ]
-    assert done == [1, 2]
+    done = [e["done"] for e in read_events(directory) if e.get("name") == stage and "done" in e]
+    assert done == seen
     assert not list(directory.outputs.glob("video*"))
 
 
@@ -586,10 +477,17 @@ def test_what_is_missing_is_said(runner: Runner, bunny: Path) -> None:
     other.create(job.model_copy(update={"spec": spec.model_copy(update={"width": 160})}))
     result = run_job(other.root, runner.models)
     assert "was prepared for 96x64" in str(result.error)
-    full = runner.job(runner.spec(task=ExtendPrefix(num_latent_frames=2)), bunny)
-    result = run_job(full.root, runner.models)
-    assert result.field == "num_frames"
-    assert "nothing is left to generate" in str(result.error)
+    # Off the grid, one frame is sampled that would be cut away again.
+    for count, task in (
+        (9, ExtendPrefix(num_latent_frames=2)),
+        (8, ExtendSuffix(num_latent_frames=1)),
+    ):
+        full = runner.job(runner.spec(task=task, num_frames=count), bunny)
+        result = run_job(full.root, runner.models)
+        assert result.field == "num_frames"
+        assert f"The video has {count} frames and {count} of the source are given" in str(
+            result.error
+        )
 
 
 # How it is written.
@@ -631,70 +529,7 @@ def test_encoding_settings_differ_as_they_say(bunny: Path, tmp_path: Path) -> No
     assert max(values) - min(values) < 2
 
 
-# By hand, and beside trainings.
-
-
-BY_HAND: dict[str, tuple[list[str], tuple[int, int, int]]] = {
-    "t2v": (["--lora", "LORA:0.5", "--size", "90x64"], (9, 64, 90)),
-    "outpaint": (["--source", "CLIP", "--size", "128x96", "--source-scale", "0.5"], (9, 96, 128)),
-    "inpaint": (["--source", "CLIP", "--mask", "MASK", "--size", "96x64"], (9, 64, 96)),
-    "extend-suffix": (["--source", "CLIP", "--size", "64x64", "--frames", "17"], (17, 64, 64)),
-    "extend-prefix": (
-        ["--source", "CLIP", "--size", "64x64", "--frames", "17", "--window", "first"],
-        (17, 64, 64),
-    ),
-}
-
-
-@pytest.fixture
-def by_hand(
-    tmp_path: Path, cache: Path, bunny: Path, lora: Path, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str]]:
-    """``python -m trainer generate ...`` in this process; the exit code and what was printed."""
-    from trainer.__main__ import main
-
-    mask = np.zeros((64, 96), np.uint8)
-    mask[:, 48:] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.png")
-    files = {"LORA": lora, "CLIP": bunny, "MASK": tmp_path / "mask.png"}
-
-    def run(mode: str, *arguments: str) -> tuple[int, str]:
-        words = ["trainer", "generate", "--mode", mode, "--prompt", "a rabbit", "--seed", "1"]
-        words += ["--cache", str(cache), "--steps", "1", "--device", "cpu", "--frames", "9"]
-        for name, path in files.items():
-            arguments = tuple(word.replace(name, str(path)) for word in arguments)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "out.mp4"), *arguments])
-            code = main()
-        captured = capfd.readouterr()
-        return code, captured.out + captured.err
-
-    return run
-
-
-@pytest.mark.parametrize("mode", BY_HAND)
-def test_by_hand(mode: str, by_hand: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
-    arguments, shape = BY_HAND[mode]
-    code, said = by_hand(mode, *arguments)
-    assert code == 0, said
-    assert played(tmp_path / "out.mp4").frames.shape == (*shape, 3)
-    frames, height, width = shape
-    assert f"out.mp4: {width}x{height}, {frames} frames at 24 per second, seed 1" in said
-    assert "generate 1/1" in said
-
-
-def test_by_hand_refusals(by_hand: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
-    """A source that can't be used: exit code 2, and why."""
-    text = tmp_path / "clip.mp4"
-    text.write_text("no video")
-    code, said = by_hand("outpaint", "--source", str(text))
-    assert (code, "refused: clip.mp4" in said) == (2, True), said
-    with pytest.raises(SystemExit):
-        by_hand("outpaint")
-    with pytest.raises(SystemExit):
-        by_hand("extend-prefix", "--source", "CLIP", "--conditioning-frames", "8")
-    with pytest.raises(SystemExit):
-        by_hand("t2v", "--lora", "nothing.safetensors")
+# Beside trainings.
 
 
 def test_the_child_serves_both_kinds(

@@ -9,12 +9,23 @@ import pytest
 
 from app.modes.generation import MAX_INLINE_BYTES, MAX_SEED
 from app.requests.files import signed
+from tests.app.conftest import row
+from tests.workers.test_loras import attempt
 from workers.children import EventTail
 from workers.failures import Failure
 from workers.generate import SamplingEvents, inline, seed_of
 from workers.runtime import Runtime
 
 VIDEO = {"key": "requests/r/video.mp4", "file_name": "video.mp4", "content_type": "video/mp4"}
+
+
+def progress(ts: float, name: str, done: int, total: int) -> dict[str, Any]:
+    return {"ts": ts, "kind": "progress", "name": name, "done": done, "total": total}
+
+
+def stage(ts: float, name: str, state: str) -> dict[str, Any]:
+    seconds = {"seconds": 1.0} if state == "end" else {}
+    return {"ts": ts, "kind": "stage", "name": name, "state": state, **seconds}
 
 
 def test_a_small_video_is_in_the_reply(runtime: Runtime, tmp_path: Any) -> None:
@@ -56,16 +67,41 @@ def test_a_seed_is_the_same_at_every_attempt() -> None:
 def test_sampling_steps_are_told_as_steps(tmp_path: Path) -> None:
     """With how long they take; everything else of the trainer's is as it was."""
     told: list[dict[str, Any]] = []
-    attempt = SimpleNamespace(forward=SimpleNamespace(feed=told.extend))
+    one = SimpleNamespace(forward=SimpleNamespace(feed=told.extend))
     path = tmp_path / "events.jsonl"
     lines = [
-        {"ts": 100.0, "kind": "stage", "name": "generate", "state": "start"},
-        {"ts": 102.0, "kind": "progress", "name": "generate", "done": 1, "total": 8},
-        {"ts": 105.0, "kind": "progress", "name": "generate", "done": 2, "total": 8},
-        {"ts": 106.0, "kind": "progress", "name": "write_video", "done": 1, "total": 9},
+        stage(100.0, "generate", "start"),
+        progress(102.0, "generate", 1, 8),
+        progress(105.0, "generate", 2, 8),
+        progress(106.0, "write_video", 8, 9),
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    SamplingEvents(cast(Any, attempt), EventTail(path)).forward()
+    SamplingEvents(cast(Any, one), EventTail(path)).forward()
     assert (told[0], told[3]) == (lines[0], lines[3])
     steps = [(e["kind"], e["step"], e["of"], e["step_time_s"], e["eta_s"]) for e in told[1:3]]
     assert steps == [("step", 1, 8, 2.0, 14.0), ("step", 2, 8, 3.0, 15.0)]
+
+
+def test_the_video_is_written_after_the_steps(runtime: Runtime, tmp_path: Path) -> None:
+    """Progress then counts frames, and no stage shows another's counts."""
+    path = tmp_path / "events.jsonl"
+    shown = []
+    with attempt(runtime, tmp_path / "attempt") as one:
+        events = SamplingEvents(one, EventTail(path))
+        for lines in (
+            [progress(100.0, "encode_text", 2, 2), stage(101.0, "load_transformer", "start")],
+            [stage(102.0, "generate", "start"), progress(104.0, "generate", 8, 8)],
+            [stage(104.0, "generate", "end"), stage(104.0, "write_video", "start")],
+            [progress(105.0, "write_video", 8, 12)],
+        ):
+            with path.open("a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            events.forward()
+            one.forward.feed((), at_once=True)
+            shown.append(row(runtime.database, one.request_id).progress)
+    assert shown == [
+        {"stage": "load_transformer"},
+        {"stage": "generate", "step": 8, "of": 8, "step_time_s": 2.0, "eta_s": 0.0},
+        {"stage": "write_video"},
+        {"stage": "write_video", "done": 8, "total": 12},
+    ]

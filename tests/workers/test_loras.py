@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
 from app import modes
-from app.db.models import Stage
-from app.modes.generation import LoRAInput
+from app.db.models import Purpose, Stage
+from app.modes.generation import MAX_LORA_BYTES, LoRAInput
 from app.requests import lifecycle, repository
 from app.storage.base import random_part
 from tests.app.asking import example
@@ -37,11 +38,19 @@ def lora(value: float = 0.5, layer: str = LAYER) -> bytes:
 
 
 @contextmanager
-def attempt(runtime: Runtime, folder: Path) -> Iterator[Attempt]:
+def attempt(
+    runtime: Runtime, folder: Path, purpose: Purpose = Purpose.TRAIN, **fields: Any
+) -> Iterator[Attempt]:
     """The prepare stage of a generation, begun as a worker begins it."""
-    body = MODE.request_model.model_validate(example(MODE)).model_dump(mode="json")
+    asked = {**example(MODE), **fields}
+    body = MODE.request_model.model_validate(asked).model_dump(mode="json")
     new = repository.NewRequest(
-        owner="local", endpoint=MODE.id, app=MODE.app, mode=MODE.path, input=body
+        owner="local",
+        endpoint=MODE.id,
+        app=MODE.app,
+        mode=MODE.path,
+        input=body,
+        purpose=purpose,
     )
     with runtime.database.write() as session:
         repository.add(session, new)
@@ -155,3 +164,16 @@ def test_refused(
     assert detail["loc"] == ["body", "loras", 1, "path"]
     assert detail["type"] == "lora_file_invalid"
     assert runtime.storage.list_keys("loras") == []
+
+
+def test_one_byte_over_three_gigabytes(
+    runtime: Runtime, prepare: Prepare, server: ScriptedServer
+) -> None:
+    """Refused by what its server says, before a byte of it is fetched."""
+    server.scripts = [answer(length=MAX_LORA_BYTES + 1)]
+    with pytest.raises(Failure) as failed:
+        prepare(server.url)
+    (detail,) = failed.value.body["detail"]
+    assert (detail["type"], detail["loc"]) == ("file_too_large", ["body", "loras", 0, "path"])
+    assert detail["ctx"] == {"max_size": 3 * 1024**3}
+    assert runtime.storage.list_keys("links") == []

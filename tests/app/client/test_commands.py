@@ -105,6 +105,11 @@ USAGE = {
         "number_of_steps: ",
     ),
     "a mode that is none": (["t3v", "CLIPS"], "no t3v; it may have "),
+    "a mode that generates": (["outpaint/lora", "CLIPS"], "reelsmith generate CLIP --lora LORA"),
+    "its full id": (
+        ["fal-ai/ltx-2.3-quality/outpaint/lora", "CLIPS/cat.mp4"],
+        "reelsmith generate CLIP --lora LORA",
+    ),
     "no clips": (["t2v", "CLIPS/.git"], "nothing to train on"),
     "no folder": (["t2v", "nowhere"], "no folder, zip or URL 'nowhere'"),
     "no zip": (["t2v", "CLIPS/cat.mp4"], "neither a folder nor a zip"),

@@ -110,12 +110,27 @@ def test_wrong_fields_cost_no_upload(served: Served, command: Command, files: Pa
     [
         ("nowhere.safetensors", "neither a file here, nor a URL, nor the id of a training"),
         ("00000000-0000-4000-8000-000000000000", "no such request"),
+        ("https://example.com/a.safetensors:nan", "the scale behind the colon is no number"),
     ],
 )
 def test_loras_that_are_none(command: Command, files: Path, lora: str, says: str) -> None:
     done = command("generate", files / "clip.mp4", *PROMPT, "--lora", lora)
     assert done.exit_code == 2
     assert says in done.stderr
+
+
+def test_what_submit_or_nobody_takes(served: Served, command: Command, files: Path) -> None:
+    """A training's mode, and fields that are no list and no JSON."""
+    done = command("generate", files / "clip.mp4", *PROMPT, "--mode", "t2v")
+    assert (done.exit_code, newest(served)) == (2, None)
+    assert "reelsmith submit t2v CLIPS" in done.stderr
+    done = command("generate", files / "clip.mp4", *PROMPT, "-F", "loras=5")
+    assert (done.exit_code, newest(served)) == (2, None)
+    assert "loras: Input should be a valid array" in done.stderr
+    (files / "fields.json").write_text('{"source_scale": NaN}')
+    done = command("generate", files / "clip.mp4", *PROMPT, "--input", files / "fields.json")
+    assert (done.exit_code, newest(served)) == (2, None)
+    assert "fields.json is not JSON: NaN" in done.stderr
 
 
 def test_a_request_without_a_lora(served: Served, service: Service) -> None:
