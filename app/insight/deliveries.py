@@ -1,8 +1,8 @@
 """A key's webhook deliveries: what was sent, what came of it, and sending it again."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,9 +12,8 @@ from app.clock import iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import Request, State, WebhookAttempt
 from app.errors import BadRequest, UnknownRequest
+from app.requests.ids import IdInPath
 from app.webhooks import deliveries
-
-MAX_ID_CHARACTERS: Final = 64
 
 
 class Try(BaseModel):
@@ -56,9 +55,7 @@ def make_router(database: AsyncDatabase, authenticate: Authenticator) -> APIRout
         return await database.read(_list, owner)
 
     @router.post("/webhooks/deliveries/{request_id}/redeliver")
-    async def redeliver(
-        owner: Owner, request_id: Annotated[str, Path(max_length=MAX_ID_CHARACTERS)]
-    ) -> Redelivery:
+    async def redeliver(owner: Owner, request_id: IdInPath) -> Redelivery:
         """Send a webhook again, within a second or two, with the whole schedule before it."""
         await database.write(_redeliver, owner, request_id)
         return Redelivery()

@@ -59,7 +59,14 @@ def test_a_wrong_key_opens_nothing(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["https://evil.example", "//evil.example", "/console\\@evil.example", "/files/x", "/consoles"],
+    [
+        "https://evil.example",
+        "//evil.example",
+        "///console/usage",
+        "/console\\@evil.example",
+        "/files/x",
+        "/consoles",
+    ],
 )
 def test_a_login_leads_nowhere_else(gateway: Gateway, target: str) -> None:
     assert log_in(gateway, next=target).headers["location"] == "/console"
@@ -74,8 +81,12 @@ def test_only_our_pages_change_anything(gateway: Gateway, origin: str | None, st
     log_in(gateway)
     headers = {} if origin is None else {"origin": origin}
     assert gateway.client.post("/t2v", json=BODY, headers=headers).status_code == status
-    other = gateway.client.post("/console/login", data={"key": KEY}, headers=headers)
-    assert other.status_code == status
+    for form, data in (("theme", {"theme": "dark"}), ("login", {"key": KEY}), ("logout", {})):
+        answer = gateway.client.post(
+            f"/console/{form}", data=data, headers=headers, follow_redirects=False
+        )
+        assert (answer.status_code == 403) == (status == 403)
+        assert ("set-cookie" in answer.headers) == (status == 200)
 
 
 def test_logging_out(gateway: Gateway) -> None:
@@ -145,3 +156,19 @@ def test_static_files_may_be_kept(gateway: Gateway) -> None:
     assert answer.status_code == 200
     assert "immutable" in answer.headers["cache-control"]
     assert gateway.client.get(sheet.replace("icon.svg", "../pages.py")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/console/requests/%2e%2e", 404),
+        ("/console/new/t2v?from=..", 404),
+        ("/console/compare?id=..", 404),
+        ("/console/compare?id=", 200),
+        ("/console/requests/0f8fad5b-d9cb-469f-a165-70867728950e", 404),
+    ],
+)
+def test_what_is_no_requests_id_has_no_page(gateway: Gateway, path: str, status: int) -> None:
+    log_in(gateway)
+    answer = gateway.client.get(path)
+    assert (answer.status_code, "</html>" in answer.text) == (status, True)
