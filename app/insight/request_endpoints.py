@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request
@@ -98,7 +99,8 @@ def make_router(
         """Changes as server-sent events, until it has ended."""
         asked = Asked(row.app, row.id, row.owner, service.retention_s)
         start = live.position(last_event_id, after, log_after)
-        return await live.follow(service, storage, asked, *start)
+        permitted = partial(authenticate, request)
+        return await live.follow(service, storage, asked, permitted, *start)
 
     @router.get("/requests/{request_id}/samples")
     async def get_samples(row: OneRow) -> Samples:

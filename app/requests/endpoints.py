@@ -6,6 +6,7 @@ endpoint id, and the mode's short path. The URLs handed out are of the first for
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Path, Request
@@ -188,7 +189,8 @@ def _add_queue(
         return await _result_of(await service.get(asked), storage)
 
     async def stream(request: Request, asked: Annotated[Asked, Depends(asked)]) -> Response:
-        return await follow(service, asked, wants(request, "logs"))
+        permitted = partial(authenticate, request)
+        return await follow(service, asked, wants(request, "logs"), permitted)
 
     async def cancel(asked: Annotated[Asked, Depends(asked)]) -> Response:
         answer = await service.cancel(asked)
