@@ -78,6 +78,7 @@ def create_app(
         settings.retention_s,
     )
     deliverer = Deliverer.of(settings, database, storage)
+    checks = health.Health(database, storage, getattr(send, "ping", None))
 
     parts = (publisher, reaper, sweeper, service.watcher, deliverer)
 
@@ -125,10 +126,10 @@ def create_app(
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
         listing_router(database, settings.public_url, authenticate, settings.retention_s),
         estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
-        health.make_router(health.Health(database, storage, getattr(send, "ping", None))),
+        health.make_router(checks),
         metrics_endpoint.make_router(authenticate),
         request_endpoints.make_router(service, authenticate, storage),
-        overview.make_router(database, authenticate, storage, settings, VERSION),
+        overview.make_router(database, authenticate, checks, settings, VERSION),
         usage.make_router(database, authenticate),
         deliveries.make_router(database, authenticate),
         router_for(storage, settings, authenticate, database),

@@ -4,15 +4,15 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.auth import Authenticator
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import Request, State, WebhookAttempt
-from app.errors import BadRequest, UnknownRequest
+from app.errors import BadRequest
 from app.requests.ids import IdInPath
+from app.requests.listing import own_request
 from app.webhooks import deliveries
 
 
@@ -102,9 +102,7 @@ def _state(
 
 def _redeliver(session: Session, owner: str, request_id: str) -> None:
     """Raises `UnknownRequest`, `BadRequest`."""
-    mine = select(Request.id).where(Request.id == request_id, Request.owner == owner)
-    if session.scalar(mine) is None:
-        raise UnknownRequest
+    own_request(session, owner, request_id)
     try:
         deliveries.redeliver(session, request_id)
     except deliveries.RedeliveryRefused as error:

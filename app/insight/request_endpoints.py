@@ -13,12 +13,13 @@ from sqlalchemy.orm import Session
 from app.auth import Authenticator
 from app.db.models import LANDMARK, Event
 from app.db.models import Request as Row
-from app.errors import ExpiredRequest, UnknownRequest
+from app.errors import ExpiredRequest
 from app.insight import curve, lines, live
 from app.insight.schemas import Curve, LiveChange, LogPage, Sample, Samples
 from app.requests.answers import stage_of
 from app.requests.files import signed
 from app.requests.ids import MAX_ROW_ID, IdInPath, RowId
+from app.requests.listing import own_request
 from app.requests.repository import EVENTS_PAGE
 from app.requests.schemas import WIRE_STATUS, Events, LiveEvent
 from app.requests.service import Asked, RequestService
@@ -112,9 +113,7 @@ def make_router(
 
 
 def _find(session: Session, request_id: str, owner: str, retention_s: float) -> Row:
-    row = session.scalar(select(Row).where(Row.id == request_id, Row.owner == owner))
-    if row is None:
-        raise UnknownRequest
+    row = own_request(session, owner, request_id)
     if row.expired_at is not None:
         raise ExpiredRequest(row.expired_at, retention_s)
     return row

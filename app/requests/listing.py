@@ -117,11 +117,12 @@ def _newest(
 ) -> list[Request]:
     query = select(Request).where(Request.owner == owner, Request.expired_at.is_(None))
     if before is not None:
-        query = query.where(Request.number < _get(session, owner, before).number)
+        query = query.where(Request.number < own_request(session, owner, before).number)
     return list(session.scalars(wanted.apply(query).order_by(Request.number.desc()).limit(limit)))
 
 
-def _get(session: Session, owner: str, request_id: str) -> Request:
+def own_request(session: Session, owner: str, request_id: str) -> Request:
+    """Raises `UnknownRequest`, for another owner's request too."""
     row = session.scalar(select(Request).where(Request.id == request_id, Request.owner == owner))
     if row is None:
         raise UnknownRequest
@@ -131,7 +132,7 @@ def _get(session: Session, owner: str, request_id: str) -> Request:
 def _closely(
     session: Session, owner: str, request_id: str
 ) -> tuple[Request, int | None, list[Attempt]]:
-    row = _get(session, owner, request_id)
+    row = own_request(session, owner, request_id)
     position = repository.position(session, row) if row.state == State.QUEUED else None
     attempts = session.scalars(
         select(Attempt).where(Attempt.request_id == row.id).order_by(Attempt.number)
