@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends
@@ -96,7 +95,7 @@ def make_router(
         )
         return Overview(
             version=version,
-            model=settings.model if settings.model == "tiny" else Path(settings.model).name,
+            model=settings.model_name,
             database="postgresql" if "postgres" in settings.database_url[:12] else "sqlite",
             store=store,
             operator=is_operator(owner),

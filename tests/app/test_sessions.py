@@ -172,3 +172,12 @@ def test_what_is_no_requests_id_has_no_page(gateway: Gateway, path: str, status:
     log_in(gateway)
     answer = gateway.client.get(path)
     assert (answer.status_code, "</html>" in answer.text) == (status, True)
+
+
+def test_a_stranger_does_not_learn_where_the_model_lies(
+    tmp_path: Path, migrated_sqlite: Path
+) -> None:
+    with running(tmp_path, migrated_sqlite, api_keys=KEY, model="/srv/models/ltx-2.3") as gateway:
+        page = gateway.client.get("/console/login").text
+    assert "ltx-2.3" in page
+    assert "/srv" not in page
