@@ -46,7 +46,14 @@ def test_the_cookie_is_for_tls_alone_where_that_is_spoken(
     with running(
         tmp_path, migrated_sqlite, api_keys=KEY, public_url="https://example.com"
     ) as secure:
-        assert "Secure" in log_in(secure).headers["set-cookie"]
+        cookie = log_in(secure).headers["set-cookie"]
+        assert cookie.startswith(f"__Host-{COOKIE}=")
+        assert "Secure" in cookie
+        assert secure.client.get("/requests").status_code == 200
+        own = {"origin": "https://example.com"}
+        gone = secure.client.post("/console/logout", headers=own, follow_redirects=False)
+        assert "Secure" in gone.headers["set-cookie"]
+        assert secure.client.get("/requests").status_code == 401
 
 
 def test_a_wrong_key_opens_nothing(gateway: Gateway) -> None:
