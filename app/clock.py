@@ -5,11 +5,13 @@ the rows are. Inside a process, waiting is measured with ``time.monotonic``.
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Float
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
+
+DAY_S: Final = 24 * 3600
 
 
 class db_now(FunctionElement[float]):

@@ -1,8 +1,10 @@
 """Which web pages may use this service from a browser (docs/decisions/0007).
 
-With API keys any page may: it needs a key, and no cookie of ours exists that a browser would add
-by itself. Without keys, being able to reach the loopback interface is the only permission, and any
-page that is open in a browser of this machine can do that: other origins are refused.
+With API keys any page may: it needs a key. The console's cookie is of no use to it: browsers don't
+send that for other sites, let no page of another origin read what was asked with it, and nothing is
+changed by it from there (`app/sessions.py`). Without keys, being able to reach the loopback
+interface is the only permission, and any page that is open in a browser of this machine can do
+that: other origins are refused.
 """
 
 import re

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from functools import cache, partial
 
 import structlog
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from app import health, modes, replies
 from app.auth import Authenticator
@@ -59,6 +59,7 @@ def create_app(
     storage = storage or make_storage(settings, patience_s=STORAGE_PATIENCE_S)
     database = AsyncDatabase(settings.database_url)
     send = send or _waker(settings)
+    checks = health.Health(database, storage, getattr(send, "ping", None))
     publisher = Publisher(database, send)
     reaper = Reaper(
         database,
@@ -77,9 +78,8 @@ def create_app(
         settings.dedupe_window_s,
         settings.retention_s,
     )
-    deliverer = Deliverer.of(settings, database, storage)
-
-    parts = (publisher, reaper, sweeper, service.watcher, deliverer)
+    delivering = Deliverer.of(settings, database, storage)
+    parts = (publisher, reaper, sweeper, service.watcher, delivering)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -116,32 +116,43 @@ def create_app(
         authenticate=authenticate,
         public_url=settings.public_url,
     )
-    # The last one added is the first to be asked.
-    app.add_middleware(answering_polls)
+    app.add_middleware(answering_polls)  # the last one added is the first to be asked
     app.add_middleware(Hosts, run_hosts=settings.run_hosts)
     replies.install(app, cross_origin)
     app.add_middleware(answering_polls, outermost=cross_origin)
-    for router in (
-        make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
-        listing_router(database, settings.public_url, authenticate, settings.retention_s),
-        estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
-        health.make_router(health.Health(database, storage, getattr(send, "ping", None))),
-        metrics_endpoint.make_router(authenticate),
-        request_endpoints.make_router(service, authenticate, storage),
-        overview.make_router(database, authenticate, storage, settings, VERSION),
-        usage.make_router(database, authenticate),
-        deliveries.make_router(database, authenticate),
-        router_for(storage, settings, authenticate, database),
-        jwks_router(database, KeyRing.of(settings)),
-        openapi.make_router(modes.all(), settings.public_url),
-        namespaces.make_router(authenticate),
-    ):
+    for router in _routers(settings, database, storage, service, authenticate, checks):
         # Flat: an included router is searched twice for every call.
         app.router.routes.extend(router.routes)
     app.router.routes.extend(console_routes(app, settings, authenticate))
     document = cache(lambda: document_of(app, modes.all(), settings.public_url))
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+def _routers(
+    settings: Settings,
+    database: AsyncDatabase,
+    storage: Storage,
+    service: RequestService,
+    authenticate: Authenticator,
+    checks: health.Health,
+) -> tuple[APIRouter, ...]:
+    """All of the public API's, what is called most first."""
+    return (
+        make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
+        listing_router(database, settings.public_url, authenticate, settings.retention_s),
+        estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
+        health.make_router(checks),
+        metrics_endpoint.make_router(authenticate),
+        request_endpoints.make_router(service, authenticate, storage),
+        overview.make_router(database, authenticate, checks, settings, VERSION),
+        usage.make_router(database, authenticate),
+        deliveries.make_router(database, authenticate),
+        router_for(storage, settings, authenticate, database),
+        jwks_router(database, KeyRing.of(settings)),
+        openapi.make_router(modes.all(), settings.public_url),
+        namespaces.make_router(authenticate),
+    )
 
 
 def _waker(settings: Settings) -> Waker:

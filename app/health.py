@@ -47,7 +47,8 @@ class Health:
         self._storage = storage
         self._ping_broker = ping_broker
         self._written_at = float("-inf")
-        self._writing: asyncio.Task[None] | None = None
+        self._write_s = 0.0
+        self._writing: asyncio.Task[float] | None = None
 
     async def readiness(self) -> Readiness:
         """Never raises, and takes no longer than `TIMEOUT_S`."""
@@ -62,6 +63,11 @@ class Health:
         late = found.get("broker", "ok") != "ok"
         return Readiness(status="degraded" if late else "ok", checks=found)
 
+    async def store_s(self) -> float | None:
+        """Seconds that the last write to the store took, at most `STORE_EVERY_S` ago; None where
+        it is not well."""
+        return self._write_s if await _said("store", self._write) == "ok" else None
+
     async def _ask_database(self) -> None:
         await self._database.read(_ping)
 
@@ -71,7 +77,7 @@ class Health:
         if self._writing is None or self._writing.done():
             # One at a time: a store that hangs must not collect threads.
             self._writing = asyncio.create_task(asyncio.to_thread(_put, self._storage))
-        await asyncio.shield(self._writing)
+        self._write_s = await asyncio.shield(self._writing)
         self._written_at = time.monotonic()
 
     async def _ask_broker(self) -> None:
@@ -96,11 +102,13 @@ def _ping(session: Session) -> None:
     session.execute(text("SELECT version_num FROM alembic_version"))
 
 
-def _put(storage: Storage) -> None:
+def _put(storage: Storage) -> float:
+    began = time.monotonic()
     with tempfile.NamedTemporaryFile() as file:
         file.write(b"ok")
         file.flush()
         storage.put_file(PROBE_KEY, Path(file.name))
+    return time.monotonic() - began
 
 
 def make_router(health: Health) -> APIRouter:

@@ -27,29 +27,34 @@ class Sessions:
 
     def __init__(self, signer: UrlSigner) -> None:
         self._signer = signer
+        self._secure = signer.public_url.startswith("https://")
+        # With this prefix no neighbouring host can set one for ours, such as its own session.
+        self._cookie = f"__Host-{COOKIE}" if self._secure else COOKIE
 
     def begin(self, response: Response, owner: str) -> None:
         """Let ``response`` tell the browser who it is."""
         value = f"{self._signer.sign(LIFETIME_S, PURPOSE, owner)}.{owner}"
         response.set_cookie(
-            COOKIE,
+            self._cookie,
             value,
             max_age=LIFETIME_S,
             path="/",
-            secure=self._signer.public_url.startswith("https://"),
+            secure=self._secure,
             httponly=True,
             samesite="strict",
         )
 
     def end(self, response: Response) -> None:
-        response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+        response.delete_cookie(
+            self._cookie, path="/", secure=self._secure, httponly=True, samesite="strict"
+        )
 
     def owner_of(self, request: Request) -> str | None:
         """Whose session the request carries; None without one, or with one that does not hold.
 
         Raises `Forbidden` when it would change something and no page of this service sent it.
         """
-        signed, _, owner = request.cookies.get(COOKIE, "").partition(".")
+        signed, _, owner = request.cookies.get(self._cookie, "").partition(".")
         if not _OWNER.fullmatch(owner) or not self._signer.verify(signed, PURPOSE, owner):
             return None
         if request.method not in SAFE_METHODS:

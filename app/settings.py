@@ -248,6 +248,11 @@ class Settings(BaseSettings):
         return frozenset(found | passwords | set(map(unquote, passwords)))
 
     @property
+    def model_name(self) -> str:
+        """Of ``model``, what everybody may see: of a folder or a file not where it lies."""
+        return Path(self.model).name
+
+    @property
     def single_user(self) -> bool:
         """No keys here, and on loopback. If the database has none either, everybody who reaches
         that interface is the one user."""

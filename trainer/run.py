@@ -9,8 +9,9 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -20,9 +21,7 @@ from diffusers import LTX2VideoTransformer3DModel
 
 from preprocessing.events import EventLog
 from trainer.adapter import remove_adapter
-from trainer.attention import attention_kernel
 from trainer.cache import EncodedCache
-from trainer.cadence import PreviewBudget, guess_round_s
 from trainer.check import check_artifact
 from trainer.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
 from trainer.conditions import describe
@@ -32,8 +31,7 @@ from trainer.errors import CapacityError, TrainingError
 from trainer.examples import Examples, clip_masks
 from trainer.footage import Dataset
 from trainer.generate import Generation
-from trainer.given import open_sources, preview_prompts
-from trainer.guidance import num_passes
+from trainer.given import GivenSource, open_sources
 from trainer.job import Control, GenerateJob, Job, JobDir, Result, write_atomically
 from trainer.loop import Hooks, Stopped, Trainer, train
 from trainer.lora_file import LoraMetadata, save_lora
@@ -43,9 +41,10 @@ from trainer.model_cache import collect, open_model, restore_base
 from trainer.parallel import ALONE, Group, Ready
 from trainer.plan import Workload
 from trainer.policy import first_plan
-from trainer.preview import find_previews, make_previews, preview_steps, validation_geometry
+from trainer.preview import find_previews, preview_steps, validation_geometry
 from trainer.quantised import quantised_to
 from trainer.reel import make_reel
+from trainer.rounds import Rounds
 from trainer.spec import TrainingSpec
 
 INTERNAL_ERROR = "internal_error"
@@ -108,38 +107,20 @@ class _Run:
         self.group = group
         self.saved_step = 0
         self._started = time.time()
+        self._startup_s = 0.0
         self._transformer: LTX2VideoTransformer3DModel | None = None
         self._held = ExitStack()
-        self._num_previews = 0
 
     def run(self) -> None:
         job, spec, validation = self.job, self.job.spec, self.job.spec.validation
         base = open_model(job, self.directory)
-        with self.events.stage("read_dataset"):
-            dataset = Dataset(self._path(job.dataset))
-            with_audio = dataset.manifest.with_audio
-            for clip in dataset.footage:
-                clip_masks(clip, spec.conditions)  # a bad one ends the job here, not at its step
-            clips = job.validation_clips
-            sources = open_sources(clips and self._path(clips), spec, with_audio=with_audio)
+        dataset, sources = self._read_dataset()
+        with_audio = dataset.manifest.with_audio
         fingerprint = fingerprint_of(spec, dataset, base)
-        plan = first_plan(
-            Workload(dataset.footage[0].geometry.num_tokens, spec.rank, with_audio),
-            base.device,
-            job.machine,
-            base.num_blocks,
-        )
+        work = Workload(dataset.footage[0].geometry.num_tokens, spec.rank, with_audio)
+        plan = first_plan(work, base.device, job.machine, base.num_blocks)
         checkpoint = self._find_checkpoint(job, fingerprint)
-
-        cache = EncodedCache(self._path(job.cache), base)
-        prompts = [entry.prompt for entry in validation.prompts]
-        wanted = [*prompts, validation.negative_prompt] if prompts else []
-        all_clips = [*dataset.footage, *(source.clip for source in sources)]
-        all_prompts = [*dataset.captions, *wanted]
-        self._held.enter_context(cache.claim(all_clips, all_prompts))
-        self.models.drop_text_encoder()
-        self.models.make_room(base)
-        encode_all(all_clips, all_prompts, base, cache, self.events, between=self._stop_if_told)
+        cache = self._encode(dataset, sources, base)
 
         was_loaded = self.models.has(base, with_audio=with_audio, plan=plan)
         self.group.tell(Ready(plan, None if checkpoint is None else checkpoint.path))
@@ -165,79 +146,26 @@ class _Run:
             f"Training on {base.device}: {len(examples)} samples of {num_tokens} tokens, "
             f"from step {trainer.step}"
         )
-        budget = PreviewBudget(job.preview_share)
-        started = time.monotonic()
-        first_step, startup_s = trainer.step, 0.0
-
-        def save(step: int) -> None:
-            path = save_checkpoint(
-                self.directory.checkpoints,
-                step=step,
-                fingerprint=fingerprint,
-                adapter=trainer.adapter(),
-                optimizer=trainer.optimizer,
-                metrics=self.directory.metrics,
-                previews=self.directory.previews,
-            )
-            self.saved_step = step
-            self.events.emit("checkpoint", step=step, path=str(path))
-
-        def preview(step: int) -> None:
-            if self._has_previews(step, prompts):
-                return
-            step_s = (time.monotonic() - started - budget.spent_s) / max(1, step - first_step)
-            if step < spec.num_steps and not budget.allows(
-                first_guess_s=guess_round_s(
-                    step_s=step_s,
-                    step_tokens=num_tokens,
-                    tokens=validation_geometry(validation).num_tokens,
-                    num_prompts=len(prompts),
-                    num_steps=validation.num_inference_steps,
-                    passes=num_passes(validation, with_audio=with_audio),
-                ),
-                training_s=step_s * spec.num_steps,
-            ):
-                self.events.log(f"No previews after step {step}: they would cost too much time")
-                return
-            began = time.monotonic()
-            with (
-                self._may_lack_memory("previews"),
-                self.events.stage("previews"),
-                attention_kernel(trainer.kernel),
-            ):
-                make_previews(
-                    transformer,
-                    Decoder.open(base, with_audio=with_audio),
-                    preview_prompts(prompts, sources, cache),
-                    cache.context(validation.negative_prompt),
-                    validation,
-                    step=step,
-                    folder=self.directory.previews,
-                    events=self.events,
-                    with_audio=with_audio,
-                    should_stop=lambda: self.directory.told() is not None,
-                )
-                self._num_previews += len(prompts)
-                budget.paid(time.monotonic() - began)
-            collect()
-
-        def first_step_done() -> None:
-            nonlocal startup_s
-            if base.device.type == "cuda":
-                torch.cuda.synchronize(base.device)
-            startup_s = round(time.time() - (job.claimed_at or self._started), 3)
-            since = "claim" if job.claimed_at else "start"
-            model = "was there from before" if was_loaded else "was loaded"
-            said = f"First step done {startup_s:.1f} s after the {since}; the model {model}"
-            self.events.log(said)
-
+        rounds = Rounds(
+            job,
+            self.directory,
+            self.events,
+            trainer,
+            open_decoder=partial(Decoder.open, base, with_audio=with_audio),
+            sources=sources,
+            cache=cache,
+            num_tokens=num_tokens,
+            with_audio=with_audio,
+        )
         hooks = Hooks(
             told=lambda: self.group.tell((self.directory.told(),))[0],
-            save_checkpoint=save,
-            make_previews=preview,
+            save_checkpoint=partial(self._save, trainer, fingerprint),
+            make_previews=rounds.after,
             checkpoint_every=job.checkpoint_every,
-            preview_steps=preview_steps(spec.num_steps, validation.at) if prompts else (),
-            first_step_done=first_step_done,
+            preview_steps=preview_steps(spec.num_steps, validation.at)
+            if validation.prompts
+            else (),
+            first_step_done=partial(self._say_first_step, base.device, was_loaded=was_loaded),
         )
         if base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(base.device)
@@ -251,17 +179,75 @@ class _Run:
             audio_tokens=0 if first.audio is None else first.audio.tokens.shape[1],
             rank=spec.rank,
             step_time_s=step_time_s,
-            num_previews=self._num_previews,
-            previews_s=round(budget.spent_s, 3),
+            num_previews=rounds.num_made,
+            previews_s=round(rounds.budget.spent_s, 3),
             preview_tokens=validation_geometry(validation).num_tokens,
             peak_memory_bytes=_memory(torch.cuda.max_memory_allocated, base.device),
             device_memory_bytes=_memory(_total_memory, base.device),
             plan=trainer.plan.describe(base.num_blocks),
-            startup_s=startup_s,
+            startup_s=self._startup_s,
             model_was_loaded=was_loaded,
         )
         self._stop_if_told()
+        self._store(trainer, dataset, base)
+        self._join_reel()
 
+    def _read_dataset(self) -> tuple[Dataset, list[GivenSource]]:
+        """The dataset, and what validation clips its previews begin with."""
+        job, spec = self.job, self.job.spec
+        with self.events.stage("read_dataset"):
+            dataset = Dataset(self._path(job.dataset))
+            for clip in dataset.footage:
+                clip_masks(clip, spec.conditions)  # a bad one ends the job here, not at its step
+            clips = job.validation_clips
+            with_audio = dataset.manifest.with_audio
+            return dataset, open_sources(clips and self._path(clips), spec, with_audio=with_audio)
+
+    def _encode(
+        self, dataset: Dataset, sources: list[GivenSource], base: BaseModel
+    ) -> EncodedCache:
+        """Latents and contexts of everything, which stay as long as the job."""
+        cache = EncodedCache(self._path(self.job.cache), base)
+        validation = self.job.spec.validation
+        prompts = [*dataset.captions, *(entry.prompt for entry in validation.prompts)]
+        if validation.prompts:
+            prompts.append(validation.negative_prompt)
+        clips = [*dataset.footage, *(source.clip for source in sources)]
+        self._held.enter_context(cache.claim(clips, prompts))
+        self.models.drop_text_encoder()
+        self.models.make_room(base)
+        encode_all(clips, prompts, base, cache, self.events, between=self._stop_if_told)
+        return cache
+
+    def _save(self, trainer: Trainer, fingerprint: str, step: int) -> None:
+        """A checkpoint."""
+        path = save_checkpoint(
+            self.directory.checkpoints,
+            step=step,
+            fingerprint=fingerprint,
+            adapter=trainer.adapter(),
+            optimizer=trainer.optimizer,
+            metrics=self.directory.metrics,
+            previews=self.directory.previews,
+        )
+        self.saved_step = step
+        self.events.emit("checkpoint", step=step, path=str(path))
+
+    def _say_first_step(self, device: torch.device, *, was_loaded: bool) -> None:
+        """How long it took until the first step was done."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        claimed_at = self.job.claimed_at
+        self._startup_s = round(time.time() - (claimed_at or self._started), 3)
+        since = "claim" if claimed_at else "start"
+        model = "was there from before" if was_loaded else "was loaded"
+        said = f"First step done {self._startup_s:.1f} s after the {since}; the model {model}"
+        self.events.log(said)
+
+    def _store(self, trainer: Trainer, dataset: Dataset, base: BaseModel) -> None:
+        """The LoRA, read again and checked, and its config."""
+        spec, transformer = self.job.spec, trainer.transformer
+        with_audio = dataset.manifest.with_audio
         metadata = _metadata(spec, dataset, base)
         save_lora(self.directory.lora, trainer.adapter(), metadata)
         with self.events.stage("check"):
@@ -270,7 +256,6 @@ class _Run:
             )
         config = config_json(spec, dataset, base)
         write_atomically(self.directory.config, json.dumps(config, indent=2, ensure_ascii=False))
-        self._join_reel(prompts, spec.num_steps)
 
     def clean_up(self) -> None:
         """No adapter outlives its job, and no claim on the cache."""
@@ -298,23 +283,13 @@ class _Run:
             self.events.log(f"Resuming from the checkpoint of step {checkpoint.step}")
         return checkpoint
 
-    def _has_previews(self, step: int, prompts: list[str]) -> bool:
-        found = find_previews(self.directory.previews, prompts)
-        return sum(preview.step == step for preview in found) == len(prompts)
-
-    def _join_reel(self, prompts: list[str], num_steps: int) -> None:
+    def _join_reel(self) -> None:
+        spec = self.job.spec
+        prompts = [entry.prompt for entry in spec.validation.prompts]
         previews = find_previews(self.directory.previews, prompts)
         if previews:
             with self.events.stage("reel"):
-                make_reel(previews, self.directory.reel, num_steps=num_steps)
-
-    @contextmanager
-    def _may_lack_memory(self, what: str) -> Iterator[None]:
-        """A picture that does not fit must not cost the training."""
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            self.events.log(f"No memory for {what}: left out. The training goes on.", level="WARN")
+                make_reel(previews, self.directory.reel, num_steps=spec.num_steps)
 
     def _stop_if_told(self) -> None:
         if control := self.directory.told():

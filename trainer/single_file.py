@@ -5,8 +5,8 @@ tokenizer). The converted folder is made once, beside the trainer's other caches
 disk as the file. Nothing is computed: bytes keep their values.
 """
 
+import fcntl
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -54,11 +54,21 @@ def converted_folder(file: Path, text_encoder: Path | None, cache: Path) -> Path
     }
     name = f"{file.stem}-{stat.st_size}"
     folder = cache / "converted" / name
-    if folder.is_dir() and json.loads((folder / SOURCE_FILE).read_text()) == source:
-        return folder
-    aside = folder.with_name(f".{name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # One process converts; the others wait, and find what it made.
+    with (cache / "converted.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder.is_dir() and json.loads((folder / SOURCE_FILE).read_text()) == source):
+            _convert(file, text_encoder, folder, source)
+    return folder
+
+
+def _convert(file: Path, text_encoder: Path, folder: Path, source: dict[str, Any]) -> None:
+    """Make ``folder``, at once whole. Only one process does this at a time."""
+    for killed in folder.parent.glob(".*.part"):
+        shutil.rmtree(killed, ignore_errors=True)
+    aside = folder.with_name(f".{folder.name}.part")
+    aside.mkdir()
     try:
         _check_room(file, aside)
         to_folder(file, aside)
@@ -70,7 +80,6 @@ def converted_folder(file: Path, text_encoder: Path | None, cache: Path) -> Path
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return folder
 
 
 def to_folder(file: Path, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:

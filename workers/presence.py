@@ -58,8 +58,11 @@ def say(session: Session, name: str, queue: str, facts: dict[str, Any]) -> None:
 
 
 def device_facts(queue: str) -> dict[str, Any]:
-    """Of the GPU that a gpu worker uses, else of the machine."""
-    return (gpu_facts() if queue == "gpu" else None) or machine_facts()
+    """Of the GPU, for a worker that uses one; else of the machine.
+
+    ``queue``: its queues, with commas between them.
+    """
+    return (gpu_facts() if "gpu" in queue.split(",") else None) or machine_facts()
 
 
 def gpu_facts() -> dict[str, Any] | None:

@@ -48,7 +48,7 @@ class Pages:
             "navigation": NAVIGATION,
             "static": self.static,
             "version": version,
-            "model": settings.model,
+            "model": settings.model_name,
             "between": shown.between,
             "STANDINGS": shown.STANDINGS,
             "STAGES": shown.STAGES,

@@ -2,9 +2,9 @@
 
 import asyncio
 from typing import Any, Final
-from urllib.parse import quote
 
 from app.console.api import Api, ApiError
+from app.requests.ids import is_id
 
 LOG_LINES: Final = 300
 """Lines that come with the page; its script loads the others as they are scrolled to."""
@@ -14,7 +14,7 @@ MAX_LORAS: Final = 50
 
 async def whole(api: Api, request_id: str) -> dict[str, Any]:
     """The page as it is at first; what moves, its scripts follow."""
-    found = await _found(api, request_id)
+    found = await found_at(api, request_id)
     base = f"/requests/{found['request_id']}"
     more, log = await asyncio.gather(
         state(api, request_id, found), api.get(f"{base}/log", {"limit": LOG_LINES})
@@ -47,7 +47,7 @@ def has_curve(found: Any) -> bool:
 
 async def state(api: Api, request_id: str, found: Any = None) -> dict[str, Any]:
     """The timeline and where it stands."""
-    found = found or await _found(api, request_id)
+    found = found or await found_at(api, request_id)
     kinds = ["stage", "preview", "checkpoint", "trained"]
     events = await api.get(f"/requests/{found['request_id']}/events", {"kind": kinds})
     return {
@@ -77,7 +77,7 @@ def stages(events: list[Any], found: Any) -> list[dict[str, Any]]:
 
 async def files(api: Api, request_id: str, found: Any = None) -> dict[str, Any]:
     """What came of it: files, the error, the report's summary."""
-    found = found or await _found(api, request_id)
+    found = found or await found_at(api, request_id)
     result: Any = None
     if found["status"] == "COMPLETED":
         _, result = await api.result(f"/{_app(found)}/requests/{found['request_id']}")
@@ -103,7 +103,7 @@ def files_of(result: Any) -> list[dict[str, Any]]:
 
 async def report(api: Api, request_id: str) -> dict[str, Any]:
     """The dataset report with what its samples look like."""
-    found = await _found(api, request_id)
+    found = await found_at(api, request_id)
     made = await _report(api, found)
     if made is None:
         raise ApiError(404, "This request has no dataset report (yet).")
@@ -114,7 +114,7 @@ async def report(api: Api, request_id: str) -> dict[str, Any]:
 
 async def compared(api: Api, request_id: str) -> dict[str, Any]:
     """One column of a comparison."""
-    found = await _found(api, request_id)
+    found = await found_at(api, request_id)
     events = await api.get(f"/requests/{found['request_id']}/events", {"kind": ["preview"]})
     return {"found": found, "previews": [_preview(event) for event in events["events"]]}
 
@@ -144,8 +144,12 @@ async def own_loras(api: Api) -> list[dict[str, Any]]:
     ]
 
 
-async def _found(api: Api, request_id: str) -> Any:
-    return await api.get(f"/requests/{quote(request_id, safe='')}")
+async def found_at(api: Api, request_id: str) -> Any:
+    """What the API says of one's own request. Raises `ApiError`."""
+    if not is_id(request_id):
+        # "..", for one, would lead to another route.
+        raise ApiError(404, "This is no request's id.")
+    return await api.get(f"/requests/{request_id}")
 
 
 async def _report(api: Api, found: Any) -> Any:

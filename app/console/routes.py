@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +22,7 @@ from app.console.pages import STATIC, THEME_COOKIE, THEMES, Pages
 from app.console.starts import STARTS
 from app.errors import Forbidden, NotAuthenticated
 from app.modes.base import AnyMode, Generation, Training
+from app.sessions import Sessions
 from app.settings import Settings
 
 BASE: Final = "/console"
@@ -31,6 +32,7 @@ MAX_LOGIN_BYTES: Final = 4_096
 YEAR_S: Final = 365 * 24 * 3600
 
 Page = Callable[[Request, Api], Awaitable[Response]]
+Change = Callable[[Request, Sessions], Awaitable[Response]]
 
 
 class Versioned(StaticFiles):
@@ -69,9 +71,10 @@ def make_routes(app: Starlette, settings: Settings, authenticate: Authenticator)
     routes: list[BaseRoute] = [
         Mount(f"{console.pages.static}", Versioned(directory=STATIC), name="console-static"),
         Route(f"{BASE}/login", console.login_form, methods=["GET"]),
-        Route(f"{BASE}/login", console.login, methods=["POST"]),
-        Route(f"{BASE}/logout", console.logout, methods=["POST"]),
-        Route(f"{BASE}/theme", console.theme, methods=["POST"]),
+        *(
+            Route(f"{BASE}/{change.__name__}", console.change(change), methods=["POST"])
+            for change in (console.login, console.logout, console.theme)
+        ),
         *(Route(BASE + path, console.page(show), methods=["GET"]) for path, show in pages),
     ]
     return routes
@@ -110,6 +113,21 @@ class Console:
 
         return endpoint
 
+    def change(self, make: Change) -> Callable[[Request], Awaitable[Response]]:
+        """``make`` for forms of our own pages only: what it answers sets or ends a cookie."""
+
+        @functools.wraps(make)
+        async def endpoint(request: Request) -> Response:
+            sessions = self._authenticate.sessions
+            assert sessions is not None
+            try:
+                sessions.check_origin(request)
+            except Forbidden as error:
+                return error.response()
+            return await make(request, sessions)
+
+        return endpoint
+
     def _render(
         self, request: Request, template: str, status: int = 200, **values: Any
     ) -> Response:
@@ -121,14 +139,8 @@ class Console:
     async def login_form(self, request: Request) -> Response:
         return self._render(request, "login.html", wrong=False, next=_next_of(request))
 
-    async def login(self, request: Request) -> Response:
-        """A key for a session. The form is taken from our own pages only."""
-        sessions = self._authenticate.sessions
-        assert sessions is not None
-        try:
-            sessions.check_origin(request)
-        except Forbidden as error:
-            return error.response()
+    async def login(self, request: Request, sessions: Sessions) -> Response:
+        """A key for a session."""
         form = await _form_of(request)
         owner = await self._authenticate.owner_of_key(form.get("key", "").strip())
         target = _local(form.get("next", ""))
@@ -138,18 +150,12 @@ class Console:
         sessions.begin(answer, owner)
         return answer
 
-    async def logout(self, request: Request) -> Response:
-        sessions = self._authenticate.sessions
-        assert sessions is not None
-        try:
-            sessions.check_origin(request)
-        except Forbidden as error:
-            return error.response()
+    async def logout(self, request: Request, sessions: Sessions) -> Response:
         answer = RedirectResponse(f"{BASE}/login", 303, self.pages.headers())
         sessions.end(answer)
         return answer
 
-    async def theme(self, request: Request) -> Response:
+    async def theme(self, request: Request, sessions: Sessions) -> Response:
         """Remember light or dark where pages are made: none flashes in the other."""
         wanted = (await _form_of(request)).get("theme", "")
         answer = Response(status_code=204)
@@ -211,7 +217,7 @@ class Console:
         given: dict[str, Any] = {}
         source = request.query_params.get("from")
         if source:
-            given = (await api.get(f"/requests/{quote(source, safe='')}"))["input"]
+            given = (await request_page.found_at(api, source))["input"]
         loras: list[Any] = []
         if section == "generate":
             loras = await request_page.own_loras(api)
@@ -263,7 +269,8 @@ class Console:
         return self._render(request, "report.html", section="history", **values)
 
     async def compare(self, request: Request, api: Api) -> Response:
-        ids = list(dict.fromkeys(request.query_params.getlist("id")))[:MAX_COMPARED]
+        wanted = dict.fromkeys(request.query_params.getlist("id"))
+        ids = [id for id in wanted if id][:MAX_COMPARED]
         compared = [await request_page.compared(api, id) for id in ids]
         recent = await api.get("/requests", {"purpose": "train", "limit": PER_PAGE})
         return self._render(
@@ -328,10 +335,9 @@ def _next_of(request: Request) -> str:
 
 def _local(target: str) -> str:
     """A page of the console; anything else leads to its first page."""
-    parts = urlsplit(target)
-    inside = parts.path == BASE or parts.path.startswith(f"{BASE}/")
-    is_ours = inside and not parts.scheme and not parts.netloc and target.isprintable()
-    return target if is_ours and "\\" not in target else BASE
+    # By its very beginning: "///console" is a path for `urlsplit`, and a host for browsers.
+    is_ours = target.partition("?")[0] == BASE or target.startswith(f"{BASE}/")
+    return target if is_ours and target.isprintable() and "\\" not in target else BASE
 
 
 async def _form_of(request: Request) -> dict[str, str]:

@@ -36,7 +36,7 @@ def curve(session: Session, request_id: str, *, first: int, last: int | None, po
             data["lr"].as_float().label("lr"),
             data["step_time_s"].as_float().label("step_time_s"),
         )
-        .where(*ours, *(() if width == 1 and first <= 1 else (step >= first, step <= end)))
+        .where(*ours, *(() if first <= 1 and end == newest_step else (step >= first, step <= end)))
         .subquery()
     )
     bucket = cast(rows.c.step - first, Integer) // width

@@ -1,20 +1,19 @@
 """A key's webhook deliveries: what was sent, what came of it, and sending it again."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.auth import Authenticator
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import Request, State, WebhookAttempt
-from app.errors import BadRequest, UnknownRequest
+from app.errors import BadRequest
+from app.requests.ids import IdInPath
+from app.requests.listing import own_request
 from app.webhooks import deliveries
-
-MAX_ID_CHARACTERS: Final = 64
 
 
 class Try(BaseModel):
@@ -56,9 +55,7 @@ def make_router(database: AsyncDatabase, authenticate: Authenticator) -> APIRout
         return await database.read(_list, owner)
 
     @router.post("/webhooks/deliveries/{request_id}/redeliver")
-    async def redeliver(
-        owner: Owner, request_id: Annotated[str, Path(max_length=MAX_ID_CHARACTERS)]
-    ) -> Redelivery:
+    async def redeliver(owner: Owner, request_id: IdInPath) -> Redelivery:
         """Send a webhook again, within a second or two, with the whole schedule before it."""
         await database.write(_redeliver, owner, request_id)
         return Redelivery()
@@ -105,9 +102,7 @@ def _state(
 
 def _redeliver(session: Session, owner: str, request_id: str) -> None:
     """Raises `UnknownRequest`, `BadRequest`."""
-    mine = select(Request.id).where(Request.id == request_id, Request.owner == owner)
-    if session.scalar(mine) is None:
-        raise UnknownRequest
+    own_request(session, owner, request_id)
     try:
         deliveries.redeliver(session, request_id)
     except deliveries.RedeliveryRefused as error:

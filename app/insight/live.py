@@ -10,8 +10,6 @@ import re
 from collections.abc import AsyncGenerator
 from typing import Final
 
-import structlog
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
@@ -22,23 +20,27 @@ from app.requests import repository
 from app.requests.files import signed
 from app.requests.schemas import LiveEvent
 from app.requests.service import Asked, RequestService
-from app.requests.stream import COMMENT, COMMENT_EVERY_S, EventStream
+from app.requests.stream import EventStream, Permitted, changes
 from app.requests.watch import Snapshot
 from app.storage import Storage
 
 RETRY: Final = b"retry: 2000\n\n"
 """Milliseconds after which a browser connects again."""
 
-log = structlog.get_logger()
-
 
 async def follow(
-    service: RequestService, storage: Storage, asked: Asked, after: int, log_after: int
+    service: RequestService,
+    storage: Storage,
+    asked: Asked,
+    permitted: Permitted,
+    after: int,
+    log_after: int,
 ) -> Response:
     """The stream. Raises `UnknownRequest` before anything is sent."""
     first = await service.snapshot(asked)
     known = Known(service, storage, asked.request_id, after, log_after)
-    return EventStream(_stream(service, known, first), {REQUEST_ID: asked.request_id})
+    events = _stream(changes(service, known, first, permitted))
+    return EventStream(events, {REQUEST_ID: asked.request_id})
 
 
 class Known:
@@ -55,7 +57,6 @@ class Known:
         self._told: Snapshot | None = None
 
     async def news(self, now: Snapshot) -> AsyncGenerator[bytes, None]:
-        """Events that make ``now`` known."""
         while now != self._told or now.last_event > self._after or now.last_line > self._log_after:
             events, new_lines = await self._service.read(
                 _new, self._request_id, self._after, self._log_after
@@ -96,26 +97,11 @@ def _new(
     return events, [lines.shown(line) for line in found]
 
 
-async def _stream(
-    service: RequestService, known: Known, first: Snapshot
-) -> AsyncGenerator[bytes, None]:
+async def _stream(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     yield RETRY
-    now = first
-    async for event in known.news(now):
-        yield event
-    if now.completed:
-        return
-    watching = service.watcher.changes(now.status.request_id, COMMENT_EVERY_S)
-    async with contextlib.aclosing(watching) as changes:
-        async for changed in changes:
-            now = changed or now
-            if changed is None:
-                yield COMMENT
-            try:
-                async for event in known.news(now):
-                    yield event
-            except SQLAlchemyError as error:
-                log.warning("live.unread", error=repr(error))
+    async with contextlib.aclosing(events):
+        async for event in events:
+            yield event
 
 
 def position(last_event_id: str | None, after: int, log_after: int) -> tuple[int, int]:

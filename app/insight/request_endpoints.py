@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
@@ -12,25 +13,24 @@ from sqlalchemy.orm import Session
 from app.auth import Authenticator
 from app.db.models import LANDMARK, Event
 from app.db.models import Request as Row
-from app.errors import ExpiredRequest, UnknownRequest
+from app.errors import ExpiredRequest
 from app.insight import curve, lines, live
 from app.insight.schemas import Curve, LiveChange, LogPage, Sample, Samples
 from app.requests.answers import stage_of
 from app.requests.files import signed
+from app.requests.ids import MAX_ROW_ID, IdInPath, RowId
+from app.requests.listing import own_request
 from app.requests.repository import EVENTS_PAGE
 from app.requests.schemas import WIRE_STATUS, Events, LiveEvent
 from app.requests.service import Asked, RequestService
 from app.storage import Storage
 
-MAX_ID_CHARACTERS: Final = 64
-MAX_ID: Final = (1 << 63) - 1
 MAX_STEP: Final = (1 << 31) - 1
 MAX_SEARCH_CHARACTERS: Final = 200
 LOOKS: Final = "looks"
 """Folder of a prepared dataset with samples to look at (`preprocessing/looks.py`)."""
 TYPES: Final = {"mp4": "video/mp4", "png": "image/png"}
 
-EventId = Annotated[int, Query(ge=0, le=MAX_ID)]
 Kind = Literal["stage", "step", "checkpoint", "preview", "trained"]
 Level = Literal["DEBUG", "INFO", "WARN", "ERROR"]
 
@@ -42,7 +42,7 @@ def make_router(
     router = APIRouter(tags=["requests"])
 
     async def row_of(
-        request_id: Annotated[str, Path(max_length=MAX_ID_CHARACTERS)],
+        request_id: IdInPath,
         owner: Annotated[str, Depends(authenticate)],
     ) -> Row:
         return await service.read(_find, request_id, owner, service.retention_s)
@@ -62,7 +62,7 @@ def make_router(
     @router.get("/requests/{request_id}/events")
     async def get_events(
         row: OneRow,
-        after: EventId = 0,
+        after: RowId = 0,
         kind: Annotated[list[Kind] | None, Query(max_length=5)] = None,
     ) -> Events:
         """Its events, a page at a time; only those of some kinds, if you like."""
@@ -72,8 +72,8 @@ def make_router(
     @router.get("/requests/{request_id}/log")
     async def get_log(
         row: OneRow,
-        after: Annotated[int | None, Query(ge=0, le=MAX_ID)] = None,
-        before: Annotated[int | None, Query(ge=0, le=MAX_ID)] = None,
+        after: Annotated[int | None, Query(ge=0, le=MAX_ROW_ID)] = None,
+        before: Annotated[int | None, Query(ge=0, le=MAX_ROW_ID)] = None,
         limit: Annotated[int, Query(ge=1, le=lines.MAX_LINES)] = 1_000,
         level: Annotated[list[Level] | None, Query(max_length=4)] = None,
         search: Annotated[str, Query(max_length=MAX_SEARCH_CHARACTERS)] = "",
@@ -93,14 +93,15 @@ def make_router(
     async def get_live(
         request: Request,
         row: OneRow,
-        after: EventId = 0,
-        log_after: EventId = 0,
+        after: RowId = 0,
+        log_after: RowId = 0,
         last_event_id: Annotated[str | None, Header(include_in_schema=False)] = None,
     ) -> Response:
         """Changes as server-sent events, until it has ended."""
         asked = Asked(row.app, row.id, row.owner, service.retention_s)
         start = live.position(last_event_id, after, log_after)
-        return await live.follow(service, storage, asked, *start)
+        permitted = partial(authenticate, request)
+        return await live.follow(service, storage, asked, permitted, *start)
 
     @router.get("/requests/{request_id}/samples")
     async def get_samples(row: OneRow) -> Samples:
@@ -112,9 +113,7 @@ def make_router(
 
 
 def _find(session: Session, request_id: str, owner: str, retention_s: float) -> Row:
-    row = session.scalar(select(Row).where(Row.id == request_id, Row.owner == owner))
-    if row is None:
-        raise UnknownRequest
+    row = own_request(session, owner, request_id)
     if row.expired_at is not None:
         raise ExpiredRequest(row.expired_at, retention_s)
     return row

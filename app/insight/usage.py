@@ -14,13 +14,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.auth import ENVIRONMENT_PREFIX, SINGLE_USER, Authenticator
-from app.clock import db_now, iso8601
+from app.clock import DAY_S, db_now, iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import ApiKey, Request, State
 from app.keys import store
 from app.requests.listing import standing_of, usd_of
 
-DAY_S: Final = 24 * 3600
 MAX_DAYS: Final = 90
 
 

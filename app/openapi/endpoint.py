@@ -55,6 +55,19 @@ LOGS: Final[Document] = {
 }
 
 
+CANCELLED: Final[Document] = {
+    "description": "The request ends soon.",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {"status": {"type": "string", "enum": ["CANCELLATION_REQUESTED"]}},
+            }
+        }
+    },
+}
+
+
 def document_of_endpoint(mode: AnyMode, public_url: str) -> Document:
     """What fal serves for one of its endpoints, of one of ours."""
     name = schema_name(mode.id)
@@ -94,27 +107,7 @@ def document_of_endpoint(mode: AnyMode, public_url: str) -> Document:
                 "get": {"parameters": [REQUEST_ID, LOGS], "responses": {"200": status}}
             },
             f"{request}/cancel": {
-                "put": {
-                    "parameters": [REQUEST_ID],
-                    "responses": {
-                        "202": {
-                            "description": "The request ends soon.",
-                            "content": {
-                                "application/json": {
-                                    "schema": {
-                                        "type": "object",
-                                        "properties": {
-                                            "status": {
-                                                "type": "string",
-                                                "enum": ["CANCELLATION_REQUESTED"],
-                                            }
-                                        },
-                                    }
-                                }
-                            },
-                        }
-                    },
-                }
+                "put": {"parameters": [REQUEST_ID], "responses": {"202": CANCELLED}}
             },
             f"/{mode.id}": {
                 "post": {

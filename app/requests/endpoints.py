@@ -5,11 +5,11 @@ endpoint id, and the mode's short path. The URLs handed out are of the first for
 """
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
@@ -35,6 +35,7 @@ from app.modes.base import AnyMode
 from app.requests import lifecycle, schemas
 from app.requests.body import read_json_bytes
 from app.requests.files import read_report, signed
+from app.requests.ids import RowId, is_id
 from app.requests.options import SubmitOptions, wants
 from app.requests.repeats import REPLAYED
 from app.requests.run import wait_for_end
@@ -42,8 +43,6 @@ from app.requests.service import Asked, RequestService
 from app.requests.stream import follow
 from app.storage import Storage
 
-ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-MAX_EVENT_ID: Final = (1 << 63) - 1
 CHECK: Final = "check"
 """Below a mode's path: the same body, prepared and reported on, and nothing else."""
 
@@ -177,7 +176,7 @@ def _add_queue(
     async def asked(
         request_id: Annotated[str, Path()], owner: Annotated[str, Depends(authenticate)]
     ) -> Asked:
-        if not ID.fullmatch(request_id):
+        if not is_id(request_id):
             raise UnknownRequest
         return Asked(app, request_id, owner, service.retention_s)
 
@@ -190,7 +189,8 @@ def _add_queue(
         return await _result_of(await service.get(asked), storage)
 
     async def stream(request: Request, asked: Annotated[Asked, Depends(asked)]) -> Response:
-        return await follow(service, asked, wants(request, "logs"))
+        permitted = partial(authenticate, request)
+        return await follow(service, asked, wants(request, "logs"), permitted)
 
     async def cancel(asked: Annotated[Asked, Depends(asked)]) -> Response:
         answer = await service.cancel(asked)
@@ -209,7 +209,7 @@ def _add_queue(
 
     async def events(
         asked: Annotated[Asked, Depends(asked)],
-        after: Annotated[int, Query(ge=0, le=MAX_EVENT_ID)] = 0,
+        after: RowId = 0,
     ) -> Response:
         found = await service.events(asked, after)
         body = await asyncio.to_thread(signed, storage, found.model_dump())

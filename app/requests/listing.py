@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Query
 from sqlalchemy import ColumnElement, Select, Text, cast, or_, select
 from sqlalchemy.orm import Session
 
@@ -15,13 +15,12 @@ from app.db.models import Attempt, Purpose, Request, State
 from app.errors import ExpiredRequest, UnknownRequest
 from app.requests import repository
 from app.requests.answers import metrics_of, stage_of, urls
+from app.requests.ids import MAX_ID_CHARACTERS, IdInPath
 from app.requests.schemas import WIRE_STATUS, AttemptMade, Found, Listed, RequestList, Standing
 
 DEFAULT_LIMIT: Final = 20
 MAX_LIMIT: Final = 100
 """Requests per page: some 60 kB."""
-MAX_ID_CHARACTERS: Final = 64
-"""Longer than any id; what is longer names no request."""
 MAX_SEARCH_CHARACTERS: Final = 200
 LABELS: Final = ("trigger_phrase", "prompt")
 """Fields of an input by which its user knows it again."""
@@ -101,7 +100,7 @@ def listing_router(
 
     @router.get("/requests/{request_id}")
     async def find_request(
-        request_id: Annotated[str, Path(max_length=MAX_ID_CHARACTERS)],
+        request_id: IdInPath,
         owner: Annotated[str, Depends(authenticate)],
     ) -> Found:
         """One request, without its endpoint: ids are unique. With its input and its attempts."""
@@ -118,11 +117,12 @@ def _newest(
 ) -> list[Request]:
     query = select(Request).where(Request.owner == owner, Request.expired_at.is_(None))
     if before is not None:
-        query = query.where(Request.number < _get(session, owner, before).number)
+        query = query.where(Request.number < own_request(session, owner, before).number)
     return list(session.scalars(wanted.apply(query).order_by(Request.number.desc()).limit(limit)))
 
 
-def _get(session: Session, owner: str, request_id: str) -> Request:
+def own_request(session: Session, owner: str, request_id: str) -> Request:
+    """Raises `UnknownRequest`, for another owner's request too."""
     row = session.scalar(select(Request).where(Request.id == request_id, Request.owner == owner))
     if row is None:
         raise UnknownRequest
@@ -132,7 +132,7 @@ def _get(session: Session, owner: str, request_id: str) -> Request:
 def _closely(
     session: Session, owner: str, request_id: str
 ) -> tuple[Request, int | None, list[Attempt]]:
-    row = _get(session, owner, request_id)
+    row = own_request(session, owner, request_id)
     position = repository.position(session, row) if row.state == State.QUEUED else None
     attempts = session.scalars(
         select(Attempt).where(Attempt.request_id == row.id).order_by(Attempt.number)

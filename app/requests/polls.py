@@ -24,11 +24,9 @@ from app.db.models import Request, State
 from app.errors import REQUEST_ID
 from app.keys import limits
 from app.replies import is_plain, usual_headers
-from app.requests import repository
+from app.requests import ids, repository
 from app.requests.answers import metrics_of, urls
 from app.requests.schemas import WIRE_STATUS
-
-ID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 WITHOUT_LOGS: Final = frozenset({b"", b"logs=0", b"logs=false"})
 """Queries of fal's clients; any other goes the ordinary way."""
@@ -124,7 +122,7 @@ class StatusPolls:
         """
         self.app = app
         self._apps = apps
-        self._path = re.compile(f"/({'|'.join(map(re.escape, apps))})/requests/({ID})/status")
+        self._path = re.compile(f"/({'|'.join(map(re.escape, apps))})/requests/({ids.FORM})/status")
         self._reader = reader
         self._authenticate = authenticate
         self._public_url = public_url

@@ -7,15 +7,15 @@ after COMPLETED.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import Final
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Final, Protocol
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.errors import REQUEST_ID
+from app.errors import REQUEST_ID, NotAuthenticated, Unavailable
 from app.requests.schemas import RequestStatus
 from app.requests.service import Asked, RequestService
 from app.requests.watch import Snapshot
@@ -27,11 +27,25 @@ COMMENT: Final = b": still here\n\n"
 log = structlog.get_logger()
 
 
-async def follow(service: RequestService, asked: Asked, with_logs: bool) -> Response:
+Permitted = Callable[[], Awaitable[object]]
+"""Raises `NotAuthenticated` once the listener may know no more: a key may be revoked during a
+training of hours."""
+
+
+class Listener(Protocol):
+    """Somebody who is told of a request's changes."""
+
+    def news(self, now: Snapshot) -> AsyncGenerator[bytes, None]:
+        """Events that make ``now`` known; none where it is known already."""
+
+
+async def follow(
+    service: RequestService, asked: Asked, with_logs: bool, permitted: Permitted
+) -> Response:
     """The stream of one request. Raises `UnknownRequest`, before anything is sent."""
     first = await service.snapshot(asked)
     told = Told(service, asked.request_id, with_logs)
-    return EventStream(_stream(service, told, first), {REQUEST_ID: asked.request_id})
+    return EventStream(changes(service, told, first, permitted), {REQUEST_ID: asked.request_id})
 
 
 class Told:
@@ -45,7 +59,6 @@ class Told:
         self._last_line = 0
 
     async def news(self, now: Snapshot) -> AsyncGenerator[bytes, None]:
-        """Events that make ``now`` known; none where it is known already."""
         while now.status != self._status or (self._with_logs and now.last_line > self._last_line):
             lines = None
             if self._with_logs:
@@ -57,26 +70,39 @@ class Told:
             yield _event(now.status.model_copy(update={"logs": lines}))
 
 
-async def _stream(
-    service: RequestService, told: Told, first: Snapshot
+async def changes(
+    service: RequestService, listener: Listener, first: Snapshot, permitted: Permitted
 ) -> AsyncGenerator[bytes, None]:
+    """What is new in ``first`` and after it, until COMPLETED; comments in between."""
     now = first
-    async for event in told.news(now):
+    async for event in listener.news(now):
         yield event
     if now.completed:
         return
     watching = service.watcher.changes(now.status.request_id, COMMENT_EVERY_S)
-    async with contextlib.aclosing(watching) as changes:
-        async for changed in changes:
+    async with contextlib.aclosing(watching) as looks:
+        async for changed in looks:
+            if not await _holds(permitted):
+                return
             now = changed or now
             if changed is None:
                 yield COMMENT
             try:
                 # After silence too: lines that could not be read at the change are due.
-                async for event in told.news(now):
+                async for event in listener.news(now):
                     yield event
             except SQLAlchemyError as error:
-                log.warning("stream.lines_unread", error=repr(error))
+                log.warning("stream.news_unread", error=repr(error))
+
+
+async def _holds(permitted: Permitted) -> bool:
+    try:
+        await permitted()
+    except NotAuthenticated:
+        return False
+    except Unavailable:
+        pass  # nobody can be asked now, and there is nothing new to read either
+    return True
 
 
 def _event(status: RequestStatus) -> bytes:

@@ -34,7 +34,7 @@ class Live:
 
     def claimed(self, stage: Stage = Stage.PREPARE) -> Claim:
         """The next request. Tried again while the gateway holds its row to note a wake-up."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with self.database.write() as session:
                 if held := lifecycle.claim(session, stage, "worker"):

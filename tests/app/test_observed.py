@@ -127,6 +127,8 @@ def test_it_is_not_ready_and_says_why(gateway: Gateway, damage: Any, check: str)
     assert said["status"] == "not ready"
     assert said["checks"].pop(check).startswith("fails: ")
     assert set(said["checks"].values()) == {"ok"}
+    store = gateway.client.get("/overview").json()["store"]
+    assert (store["ok"], store["ms"] is None) == (check != "store", check == "store")
 
 
 def test_without_its_broker_it_serves(tmp_path: Path, migrated_sqlite: Path) -> None:

@@ -46,7 +46,14 @@ def test_the_cookie_is_for_tls_alone_where_that_is_spoken(
     with running(
         tmp_path, migrated_sqlite, api_keys=KEY, public_url="https://example.com"
     ) as secure:
-        assert "Secure" in log_in(secure).headers["set-cookie"]
+        cookie = log_in(secure).headers["set-cookie"]
+        assert cookie.startswith(f"__Host-{COOKIE}=")
+        assert "Secure" in cookie
+        assert secure.client.get("/requests").status_code == 200
+        own = {"origin": "https://example.com"}
+        gone = secure.client.post("/console/logout", headers=own, follow_redirects=False)
+        assert "Secure" in gone.headers["set-cookie"]
+        assert secure.client.get("/requests").status_code == 401
 
 
 def test_a_wrong_key_opens_nothing(gateway: Gateway) -> None:
@@ -59,7 +66,14 @@ def test_a_wrong_key_opens_nothing(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["https://evil.example", "//evil.example", "/console\\@evil.example", "/files/x", "/consoles"],
+    [
+        "https://evil.example",
+        "//evil.example",
+        "///console/usage",
+        "/console\\@evil.example",
+        "/files/x",
+        "/consoles",
+    ],
 )
 def test_a_login_leads_nowhere_else(gateway: Gateway, target: str) -> None:
     assert log_in(gateway, next=target).headers["location"] == "/console"
@@ -74,8 +88,12 @@ def test_only_our_pages_change_anything(gateway: Gateway, origin: str | None, st
     log_in(gateway)
     headers = {} if origin is None else {"origin": origin}
     assert gateway.client.post("/t2v", json=BODY, headers=headers).status_code == status
-    other = gateway.client.post("/console/login", data={"key": KEY}, headers=headers)
-    assert other.status_code == status
+    for form, data in (("theme", {"theme": "dark"}), ("login", {"key": KEY}), ("logout", {})):
+        answer = gateway.client.post(
+            f"/console/{form}", data=data, headers=headers, follow_redirects=False
+        )
+        assert (answer.status_code == 403) == (status == 403)
+        assert ("set-cookie" in answer.headers) == (status == 200)
 
 
 def test_logging_out(gateway: Gateway) -> None:
@@ -145,3 +163,28 @@ def test_static_files_may_be_kept(gateway: Gateway) -> None:
     assert answer.status_code == 200
     assert "immutable" in answer.headers["cache-control"]
     assert gateway.client.get(sheet.replace("icon.svg", "../pages.py")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/console/requests/%2e%2e", 404),
+        ("/console/new/t2v?from=..", 404),
+        ("/console/compare?id=..", 404),
+        ("/console/compare?id=", 200),
+        ("/console/requests/0f8fad5b-d9cb-469f-a165-70867728950e", 404),
+    ],
+)
+def test_what_is_no_requests_id_has_no_page(gateway: Gateway, path: str, status: int) -> None:
+    log_in(gateway)
+    answer = gateway.client.get(path)
+    assert (answer.status_code, "</html>" in answer.text) == (status, True)
+
+
+def test_a_stranger_does_not_learn_where_the_model_lies(
+    tmp_path: Path, migrated_sqlite: Path
+) -> None:
+    with running(tmp_path, migrated_sqlite, api_keys=KEY, model="/srv/models/ltx-2.3") as gateway:
+        page = gateway.client.get("/console/login").text
+    assert "ltx-2.3" in page
+    assert "/srv" not in page

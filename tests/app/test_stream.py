@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from app.db.models import Stage
+from app.keys import store
 from app.requests import lifecycle, stream
 from app.requests.lifecycle import Log
 from app.requests.watch import LOOK_EVERY_S
@@ -125,6 +126,23 @@ def test_a_quiet_stream_is_kept_alive(gateway: Live, monkeypatch: pytest.MonkeyP
         seen = [next(lines) for _ in range(8)]
     assert sum(line.startswith("data:") for line in seen) == 1
     assert sum(line.startswith(":") for line in seen) == 3
+
+
+@pytest.mark.parametrize("path", [f"{APP}/requests/{{id}}/status/stream", "requests/{id}/live"])
+def test_a_stream_ends_with_its_key(
+    gateway: Live, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(stream, "COMMENT_EVERY_S", 0.05)
+    with gateway.database.write() as session:
+        owner, key = store.create(session, "ann", store.Limits())
+    url = "/" + path.format(id=submit(gateway.database, owner))
+    headers = {"authorization": f"Key {key}"}
+    with gateway.http.stream("GET", url, headers=headers) as response:
+        lines = response.iter_lines()
+        assert any(line.startswith(":") for line in lines), "told of the request, then kept open"
+        with gateway.database.write() as session:
+            store.revoke(session, owner)
+        assert not any(line.startswith("data:") for line in lines), "and then ended"
 
 
 def test_who_leaves_is_no_longer_looked_for(gateway: Live) -> None:

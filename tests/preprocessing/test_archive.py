@@ -212,7 +212,7 @@ REFUSED = {
 def test_refused(case: str, tmp_path: Path) -> None:
     build, words = REFUSED[case]
     data = build()
-    started = time.monotonic()
+    started = time.process_time()  # what it takes, however busy the machine is
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ArchiveError) as caught:
         unpacked(tmp_path, data)
@@ -221,7 +221,7 @@ def test_refused(case: str, tmp_path: Path) -> None:
     assert caught.value.ctx == {"supported_extensions": [".zip"]}
     assert str(tmp_path) not in caught.value.message
     assert caught.value.message.isprintable()
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kB"
     assert sum(file.stat().st_size for file in tmp_path.glob("*.bin")) <= 2 * 2**20
 
@@ -240,10 +240,10 @@ def test_z26_z31_inflate_in_little_memory(tmp_path: Path) -> None:
 
 def test_z32_too_many_entries(tmp_path: Path) -> None:
     data = named(*(f"{number}.mp4" for number in range(60_000)), data=b"")
-    started = time.monotonic()
+    started = time.process_time()  # what it takes, however busy the machine is
     with pytest.raises(ArchiveError) as caught:
         opened(tmp_path, data)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert caught.value.type == "archive_file_count_exceeds_maximum"
     assert caught.value.ctx["max_count"] == MAX_ENTRIES
     assert caught.value.ctx["provided_count"] == 60_000

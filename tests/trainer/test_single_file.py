@@ -1,6 +1,7 @@
 """The official single file: written from tiny in the official naming, read, and refused."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from trainer.errors import ModelError
 from trainer.model import BaseModel
 from trainer.official_names import COMPONENTS, to_diffusers, to_official
-from trainer.single_file import to_folder, to_single_file
+from trainer.single_file import converted_folder, to_folder, to_single_file
 from trainer.stored import read_folder, read_header
 
 
@@ -118,6 +119,18 @@ def test_it_is_opened_like_any_other_model(tiny: BaseModel, official: Path, tmp_
     before = (base.folder / "source.json").stat().st_ino
     again = BaseModel.open(str(official), tmp_path, "cpu", text_encoder=tiny.folder)
     assert (again.folder / "source.json").stat().st_ino == before  # not converted twice
+
+
+def test_two_at_a_time_convert_once(tiny: BaseModel, official: Path, tmp_path: Path) -> None:
+    """And what a killed one left is cleared away: it would be as large as the file."""
+    left = tmp_path / "converted/.ltx.1.part"
+    (left / "transformer").mkdir(parents=True)
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(converted_folder, official, tiny.folder, tmp_path) for _ in range(2)]
+        first, second = (one.result() for one in both)
+    assert first == second
+    assert list((tmp_path / "converted").iterdir()) == [first]
+    assert read_folder(first / "vae").keys() == read_folder(tiny.folder / "vae").keys()
 
 
 def changed(official: Path, target: Path, **changes: Any) -> Path:

@@ -12,7 +12,7 @@ from workers.lease import LeaseKeeper
 CLAIM = Claim("r", "t", Stage.TRAIN, 1, 1, 3, "w", "o", "e", "m", {}, "p", None, False, False)
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 5.0) -> bool:
+def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> bool:
     deadline = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline:
@@ -70,7 +70,7 @@ def test_unreachable_database_survives_short_outages_only() -> None:
         assert not lease.lost
     failing = True
     with LeaseKeeper(renew, lease_s=0.2, heartbeat_s=0.02) as lease:
-        assert eventually(lambda: lease.lost, within_s=2)
+        assert eventually(lambda: lease.lost)
 
 
 def test_time_alone_loses_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """Curve, log, live changes, samples, overview, usage, deliveries: what the console reads."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -92,11 +94,13 @@ def test_a_long_curve_is_thinned_and_keeps_its_spikes(guarded: Served) -> None:
     assert set(found["loss_min"]) == {1.0}
 
 
-def test_a_part_of_a_curve_is_finer(guarded: Served) -> None:
+@pytest.mark.parametrize("first", [1, 41], ids=["its beginning", "its middle"])
+def test_a_part_of_a_curve_is_finer(guarded: Served, first: int) -> None:
     id = submit(guarded.database, owner_of(KEY))
     steps(guarded.database, id, {n: float(n) for n in range(1, 101)})
-    found = ask(guarded, f"/requests/{id}/curve", first=41, last=50, points=10).json()
-    assert (found["bucket_steps"], found["steps"]) == (1, list(range(41, 51)))
+    part = {"first": first, "last": first + 9, "points": 10}
+    found = ask(guarded, f"/requests/{id}/curve", **part).json()
+    assert (found["bucket_steps"], found["steps"]) == (1, list(range(first, first + 10)))
     assert found["last_step"] == 100
 
 
@@ -278,3 +282,16 @@ def test_a_worker_says_again_what_changed(guarded: Served) -> None:
 def test_what_the_driver_tells(answer: str, load: float | None, memory: float | None) -> None:
     facts = presence.parse_gpu(answer)
     assert (facts["load_percent"], facts["memory_total_bytes"]) == (load, memory)
+
+
+@pytest.mark.parametrize(
+    ("queue", "device"), [("cpu", "CPU"), ("gpu", "A GPU"), ("cpu,gpu", "A GPU")]
+)
+def test_a_worker_of_both_queues_tells_of_its_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, queue: str, device: str
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'A GPU, 80000, 10, 5'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert presence.device_facts(queue)["device"].startswith(device)
