@@ -17,6 +17,8 @@ from typing import Any, Final
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.replies import MAX_TARGET_BYTES
+
 HEAD_TIMEOUT_S: Final = 10.0
 """For request line and headers, and for the rest of a body whose request was answered already: a
 few packets, of which the slowest link needs one second each."""
@@ -76,6 +78,9 @@ class _Refusal:
 _TOO_LARGE: Final = _Refusal(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "The headers are too large."
 )
+_URI_TOO_LONG: Final = _Refusal(
+    HTTPStatus.REQUEST_URI_TOO_LONG, "uri_too_long", "The URL is too long."
+)
 # 429, since fal's Python client repeats that and no 503 of ours (`fal-protocol.md` 1.5).
 _TOO_MANY: Final = _Refusal(
     HTTPStatus.TOO_MANY_REQUESTS, "too_many_connections", "Too many connections. Try again."
@@ -124,6 +129,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._expect_more()
         else:
             self._stop_waiting()
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser can't read; a URL of 64 KiB and more among it, which is only too long."""
+        if len(self.url or b"") > MAX_TARGET_BYTES:
+            self._refuse(_URI_TOO_LONG)
+        else:
+            super().send_400_response(msg)
 
     def on_message_begin(self) -> None:
         self._receiving = True

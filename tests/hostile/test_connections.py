@@ -72,6 +72,13 @@ class TestTooLarge:
         many = b"".join(b"x-%d: y\r\n" % number for number in range(10_000))
         assert status_of(served.say(b"GET /health HTTP/1.1\r\n" + many + b"\r\n")) in (431, 0)
 
+    @pytest.mark.parametrize("length", [20_000, 65_000, 66_000])
+    def test_A23_long_url(self, served: Served, length: int) -> None:
+        """Of 64 KiB and more the parser makes nothing; the client reads the same."""
+        answer = served.say(b"GET /" + b"x" * length + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert status_of(answer) in (414, 431)
+        assert b"error_type" in answer
+
     def test_A23_1_MB_url(self, served: Served) -> None:
         answer = served.say(b"GET /", *[b"x" * 65536] * 16, b" HTTP/1.1\r\nHost: a\r\n\r\n")
         assert status_of(answer) in (414, 431, 0)

@@ -325,7 +325,8 @@ def test_kill_9_of_the_worker(running: Stack, loop: Loop, source: str) -> None:
 
 def test_cancel_between_steps(running: Stack, loop: Loop, source: str) -> None:
     """And the command line, which comes next, finds the worker free."""
-    request = submit(running, video_url=source, loras=[{"path": loop.lora}], **SLOW)
+    large = {**SLOW, "resolution": {"width": 768, "height": 448}, "num_frames": 121}
+    request = submit(running, video_url=source, loras=[{"path": loop.lora}], **large)
     running.wait_for_step(request, 1)
     assert running.http.put(request["cancel_url"]).status_code == 202
     assert running.wait(request, 60).status_code == 499
