@@ -35,7 +35,9 @@ def test_it_ends_with_the_event_or_the_time() -> None:
     async def run() -> None:
         event = asyncio.Event()
         await event_within(event, 0.001)
+        assert not event.is_set()
         event.set()
-        await event_within(event, 3600.0)
+        async with asyncio.timeout(60.0):
+            await event_within(event, 3600.0)
 
     asyncio.run(run())
