@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -207,10 +208,22 @@ def write_clip(
 
 def _x264_options(compression: Compression) -> dict[str, str]:
     options = {"crf": str(compression.crf), "preset": compression.preset}
+    if _has_avx512():
+        options["x264-params"] = "asm=avx2"
     if compression.max_bit_rate is not None:
         options["maxrate"] = str(compression.max_bit_rate)
         options["bufsize"] = str(2 * compression.max_bit_rate)
     return options
+
+
+@cache
+def _has_avx512() -> bool:
+    """Whether x264 would use AVX-512. Its code for that makes different files of equal frames, with
+    one thread as with many; AVX2's makes one, in the same time (`benchmarks/x264_repeats.py`)."""
+    try:
+        return "avx512" in Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:  # not Linux
+        return False
 
 
 def compression_of(encoding: Encoding) -> Compression:

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ImageFont
 
+from benchmarks.x264_repeats import frames_of
 from trainer.mp4 import (
     SAMPLE_RATE,
     Chapter,
@@ -121,6 +122,16 @@ def test_every_preview_is_in_it_with_its_caption(tmp_path: Path, with_audio: boo
             spectrum = np.abs(np.fft.rfft(part))
             peak_hz = np.argmax(spectrum) * SAMPLE_RATE / len(part)
             assert peak_hz == pytest.approx(500 * (index + 1), abs=5)
+
+
+def test_equal_frames_make_equal_files(tmp_path: Path) -> None:
+    """x264's AVX-512 code does not (`benchmarks/x264_repeats.py`)."""
+    path = tmp_path / "clip.mp4"
+    files = set()
+    for _ in range(100):
+        write_clip(path, frames_of("waves"), RATE, crf=17)
+        files.add(path.read_bytes())
+    assert len(files) == 1
 
 
 def test_a_long_preview_plays_once_and_a_wide_one_is_not_enlarged(tmp_path: Path) -> None:
