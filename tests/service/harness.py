@@ -36,7 +36,7 @@ FAST = {
     "REELSMITH_HEARTBEAT_S": "1",
     "REELSMITH_REAPER_INTERVAL_S": "1",
     "REELSMITH_CHECKPOINT_EVERY": "10",
-    "REELSMITH_PREVIEW_STEPS": "6",
+    "REELSMITH_PREVIEW_STEPS": "3",
 }
 """Times that let a test see a lease run out; previews of noise need no thirty steps."""
 

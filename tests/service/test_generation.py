@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,8 +23,9 @@ from app.storage import make_storage
 from preprocessing.events import EventLog
 from preprocessing.prepare_source import prepare_source
 from preprocessing.rules import SourceRule
+from tests.app.webhooks.receiver import Receiver
 from tests.service import harness
-from tests.service.harness import Stack, kill_group, stack, upload
+from tests.service.harness import Stack, kill_group, upload
 from tests.service.test_readme import example
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
@@ -46,12 +47,6 @@ SEAM_PIXELS = 16
 LEAST_PSNR = 39.0
 """In dB, of the brightness of the kept region at `maximum` quality; 41.2 was measured (34.2 in RGB,
 since yuv420p halves the resolution of colours)."""
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack(tmp_path_factory.mktemp("generation")) as running:
-        yield running
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ def loop(
         [sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr
-    generation, training = running.http.get("/requests").json()["requests"]
+    generation, training = running.http.get("/requests").json()["requests"][:2]
     lora = running.http.get(training["response_url"]).json()["lora_file"]["url"]
     return Loop(training["request_id"], generation, lora, done.stdout)
 
@@ -184,6 +179,19 @@ def test_it_is_billed_and_told_of_as_others_are(running: Stack, loop: Loop) -> N
     assert page["stage"] == "generate"
     steps = [event["data"] for event in page["events"] if event["kind"] == "step"]
     assert [step["step"] for step in steps] == list(range(1, 9))
+
+
+def test_its_webhook(running: Stack, receiver: Receiver, loop: Loop, source: str) -> None:
+    path = f"{PATH}?fal_webhook={receiver.url}"
+    request = submit(running, path, loras=[{"path": loop.lora}], video_url=source)
+    result = done(running, request)
+    (told,) = receiver.wait_for(1)
+    body = told.json
+    assert (body["request_id"], body["status"]) == (request["request_id"], "OK")
+    assert body["payload"].keys() == result.keys()
+    video = running.http.get(body["payload"]["video"]["url"]).content
+    assert video == running.http.get(result["video"]["url"]).content
+    assert "x-fal-webhook-signature" in told.headers
 
 
 def test_nothing_is_left_of_another_lora(
@@ -325,7 +333,7 @@ def test_kill_9_of_the_worker(running: Stack, loop: Loop, source: str) -> None:
 
 def test_cancel_between_steps(running: Stack, loop: Loop, source: str) -> None:
     """And the command line, which comes next, finds the worker free."""
-    large = {**SLOW, "resolution": {"width": 768, "height": 448}, "num_frames": 121}
+    large = {**SLOW, "resolution": {"width": 512, "height": 288}, "num_frames": 97}
     request = submit(running, video_url=source, loras=[{"path": loop.lora}], **large)
     running.wait_for_step(request, 1)
     assert running.http.put(request["cancel_url"]).status_code == 202

@@ -1,7 +1,6 @@
 """Every mode but t2v through the real service: dataset, conditioned previews, LoRA, errors."""
 
 import json
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,12 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 
 from tests.conftest import real_clip
-from tests.service.harness import Stack, stack, upload, zip_of
+from tests.service.harness import Stack, upload, zip_of
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(400)]
 
 BUNNY = real_clip("bigbuckbunny.mp4")
 PHONE = real_clip("carphone_pristine.mp4")
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack(tmp_path_factory.mktemp("modes")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.service.harness import SMALL, Stack, stack
+from tests.service.harness import SMALL, Stack
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
 
@@ -22,12 +21,6 @@ def example(language: str, containing: str) -> str:
     blocks = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
     (found,) = [block for block in blocks if containing in block]
     return str(found)
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack(tmp_path_factory.mktemp("readme")) as running:
-        yield running
 
 
 def fields() -> str:

@@ -2,7 +2,6 @@
 
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -14,12 +13,6 @@ from tests.conftest import real_clip
 from tests.service.harness import Stack, stack, zip_of
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(400)]
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with stack(tmp_path_factory.mktemp("service")) as running:
-        yield running
 
 
 def test_zip_to_lora(broker: Choice, clips: Path, tmp_path: Path) -> None:
