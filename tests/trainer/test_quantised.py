@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.trainer.test_transformer import inputs
 from trainer.adapter import adapter_state, add_adapter, remove_adapter
@@ -16,6 +17,7 @@ from trainer.quantised import (
     Float8Linear,
     Int8Linear,
     QuantisedLinear,
+    _product,
     linears_to_quantise,
     quantise,
     quantised_to,
@@ -148,3 +150,20 @@ def test_a_lora_of_a_quantised_base_passes_its_check(
     )
     save_lora(path, adapter_state(trained), metadata)
     check_artifact(path, trained, fresh)
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(6912, 4096, 16384), (1024, 2048, 4096)])
+def test_the_product_keeps_the_rules_of_cudas_kernel(rows: int, inner: int, columns: int) -> None:
+    """Shapes, strides and dtypes, as PyTorch checks them for a tensor without bytes on a GPU."""
+
+    def operand(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        bytes_of = torch.empty(count, inner, dtype=torch.float8_e4m3fn, device="cuda")
+        return bytes_of, torch.empty(count, 1, device="cuda")
+
+    with FakeTensorMode(), torch.no_grad():
+        bias = torch.empty(columns, dtype=torch.bfloat16, device="cuda")
+        product = _product(operand(rows), operand(columns), bias, torch.float32)
+        assert (product.shape, product.dtype) == ((rows, columns), torch.float32)
+        turned = torch.empty(inner, columns, dtype=torch.float8_e4m3fn, device="cuda").t()
+        with pytest.raises(RuntimeError):
+            _product(operand(rows), (turned, operand(columns)[1]), None, torch.float32)
