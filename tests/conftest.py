@@ -2,11 +2,14 @@
 
 import importlib.metadata
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell ignores it in what it starts with `&`; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 
