@@ -76,9 +76,6 @@ CASES: list[Any] = [
     pytest.param("inpaint", "masked", {}, False, id="inpaint"),
     pytest.param("inpaint", "webm", {}, False, id="inpaint, webm with a moving mask"),
     pytest.param(
-        "extend-prefix", "plain", {"conditioning_frames": 9, **LONGER}, False, id="prefix, silent"
-    ),
-    pytest.param(
         "outpaint",
         "plain",
         {"crop_top_left": [128, 64], "crop_bottom_right": [384, 224]},
@@ -90,7 +87,7 @@ CASES: list[Any] = [
     pytest.param(
         "extend-prefix",
         "plain",
-        {"with_audio": True, **LONGER},
+        {"conditioning_frames": 9, "with_audio": True, **LONGER},
         True,
         id="prefix with sound",
     ),
