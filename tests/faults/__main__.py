@@ -63,10 +63,12 @@ def main() -> int:
 
 def _goal(name: str, asked: argparse.Namespace) -> int:
     again = f"python -m tests.faults {name} --seed {asked.seed} --rounds {asked.rounds}"
+    if asked.down_s != Asked.down_s:
+        again += f" --down-s {asked.down_s:g}"
     print(f"{name}: {again}", flush=True)
     began = time.monotonic()
     try:
-        figure = GOALS[name](Asked(asked.seed, asked.rounds, asked.postgres))
+        figure = GOALS[name](Asked(asked.seed, asked.rounds, asked.postgres, asked.down_s))
     except AssertionError as error:
         figure = Figure(name.upper(), findings=[str(error)])
     figure.numbers["seconds"] = round(time.monotonic() - began)
@@ -144,6 +146,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=60.0, help="over which they come")
     parser.add_argument("--trainings", type=int, default=2)
     parser.add_argument("--checks", type=int, default=5)
+    parser.add_argument("--down-s", type=float, default=Asked.down_s, help="of the store, in r10")
     redis = "redis" if shutil.which("redis-server") else "files"
     parser.add_argument("--broker", choices=["redis", "files"], default=redis)
     parser.add_argument("--store", choices=["s3", "local"], default="s3")

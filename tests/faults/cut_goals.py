@@ -179,7 +179,6 @@ STORE_FAULTS = (
     ("corrupt", 1, "a flipped bit on its way"),
     ("wrong etag", 1, "a wrong ETag"),
 )
-DOWN_S = 12.0
 
 
 def r10(asked: Asked) -> Figure:
@@ -198,13 +197,13 @@ def r10(asked: Asked) -> Figure:
             fault = Fault(kind, lambda how, path: how == "PUT" or not corrupting, times)
             proxy.faults.append(fault)
             if times > 1000:
-                time.sleep(DOWN_S)
+                time.sleep(asked.down_s)
                 figure.require(not on.ended(one), f"{what}: it ended without its files")
                 fault.times = 0
             on.until_ended(one)
             outcomes = [a.outcome for a in on.attempts(one, Stage.TRAIN)]
             figure.require(outcomes == [Outcome.COMPLETED], f"{what}: {outcomes}")
-        figure.numbers |= {"faults": [what for _, _, what in faults], "down for, s": DOWN_S}
+        figure.numbers |= {"faults": [what for _, _, what in faults], "down for, s": asked.down_s}
         figure.numbers["multipart"] = _dies_in_a_multipart(on, figure)
         on.judged(figure)
     return figure

@@ -50,6 +50,8 @@ class Asked:
     rounds: int = 0
     """0: as many as the scenario has by itself."""
     postgres: str | None = None
+    down_s: float = 12.0
+    """How long the store is away (R10)."""
 
     def times(self, default: int) -> int:
         return self.rounds or default
