@@ -12,6 +12,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from preprocessing.failpoints import FILE as FAILPOINTS
 from preprocessing.lifetime import PARENT_PID
 
 POLL_S = 0.2
@@ -21,6 +22,19 @@ HARMLESS = frozenset(
     {"HOME", "LANG", "LC_ALL", "OMP_NUM_THREADS", "PATH", "PYTHONPATH", "TMPDIR", "TZ"}
 )
 """Environment variables that a child may see."""
+
+_TRAINER_NAMES = frozenset(
+    {
+        *("CC", "CXX", "LD_LIBRARY_PATH", "LD_PRELOAD", "LOGNAME", "USER", "XDG_CACHE_HOME"),
+        *("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy"),
+        *("REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE", FAILPOINTS),
+    }
+)
+_TRAINER_PREFIXES = (
+    *("CUDA_", "HF_", "KMP_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "OPENBLAS_", "PYTHON"),
+    *("PYTORCH_", "TORCH", "TRITON_"),
+)
+"""What the libraries below a training are set by, besides what is harmless."""
 
 STDERR_TAIL_CHARS = 4000
 """Of a child that died, kept for the worker's own log; users never see it."""
@@ -37,6 +51,19 @@ def bare_environment() -> dict[str, str]:
     """For a process that decodes foreign files: no secret of the service is in it."""
     kept = {name: value for name, value in os.environ.items() if name in HARMLESS}
     return {**kept, PARENT_PID: str(os.getpid())}
+
+
+def trainer_environment() -> dict[str, str]:
+    """For the trainer: what its libraries are set by, and none of the service's own settings. All
+    that it needs to know of a job is in the job's directory. `HF_TOKEN` stays: the trainer
+    downloads the base model.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _TRAINER_NAMES or name.startswith(_TRAINER_PREFIXES)
+    }
+    return {**kept, **bare_environment()}
 
 
 class EventTail:
@@ -111,7 +138,7 @@ class TrainerProcess:
         with stderr.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *_launcher(num_gpus), "-m", "trainer", "serve"],
-                env={**os.environ, PARENT_PID: str(os.getpid())},
+                env=trainer_environment(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=err,
