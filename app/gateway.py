@@ -59,7 +59,7 @@ def create_app(
     storage = storage or make_storage(settings, patience_s=STORAGE_PATIENCE_S)
     database = AsyncDatabase(settings.database_url)
     send = send or _waker(settings)
-    checks = health.Health(database, storage, getattr(send, "ping", None))
+    checks = health.Health(database, storage, getattr(send, "ping", None), settings.data_dir)
     publisher = Publisher(database, send)
     reaper = Reaper(
         database,

@@ -1,7 +1,6 @@
 """Whether this process lives, and whether it can serve: database, store and broker, in seconds."""
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ TIMEOUT_S: Final = 3.0
 STORE_EVERY_S: Final = 10.0
 """A write to the store costs money and time: probes in between get the last answer."""
 PROBE_KEY: Final = "health/probe"
+PROBE_FILE: Final = "health-probe"
 
 log = structlog.get_logger()
 
@@ -41,10 +41,16 @@ class Health:
     """The checks of one gateway."""
 
     def __init__(
-        self, database: AsyncDatabase, storage: Storage, ping_broker: Callable[[], None] | None
+        self,
+        database: AsyncDatabase,
+        storage: Storage,
+        ping_broker: Callable[[], None] | None,
+        folder: Path,
     ) -> None:
+        """``folder``: the service's own, for the file that is stored."""
         self._database = database
         self._storage = storage
+        self._probe = folder / PROBE_FILE
         self._ping_broker = ping_broker
         self._written_at = float("-inf")
         self._write_s = 0.0
@@ -76,7 +82,7 @@ class Health:
             return
         if self._writing is None or self._writing.done():
             # One at a time: a store that hangs must not collect threads.
-            self._writing = asyncio.create_task(asyncio.to_thread(_put, self._storage))
+            self._writing = asyncio.create_task(asyncio.to_thread(_put, self._storage, self._probe))
         self._write_s = await asyncio.shield(self._writing)
         self._written_at = time.monotonic()
 
@@ -102,12 +108,13 @@ def _ping(session: Session) -> None:
     session.execute(text("SELECT version_num FROM alembic_version"))
 
 
-def _put(storage: Storage) -> float:
+def _put(storage: Storage, probe: Path) -> float:
+    """Seconds. The file stays, under one name: a temporary one would be left by who is killed."""
     began = time.monotonic()
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(b"ok")
-        file.flush()
-        storage.put_file(PROBE_KEY, Path(file.name))
+    if not probe.exists():
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"ok")
+    storage.put_file(PROBE_KEY, probe)
     return time.monotonic() - began
 
 
