@@ -22,7 +22,7 @@ from app.logging import configure
 from app.metrics import endpoint as metrics_endpoint
 from app.openapi import routes as openapi
 from app.openapi.document import document_of
-from app.requests import estimate_endpoints, namespaces
+from app.requests import estimate_endpoints, namespaces, wish_endpoints
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
 from app.requests.listing import listing_router
@@ -141,6 +141,7 @@ def _routers(
     return (
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
         listing_router(database, settings.public_url, authenticate, settings.retention_s),
+        wish_endpoints.make_router(database, authenticate, settings.retention_s),
         estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
         health.make_router(checks),
         metrics_endpoint.make_router(authenticate),

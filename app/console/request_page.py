@@ -29,6 +29,8 @@ async def whole(api: Api, request_id: str) -> dict[str, Any]:
             "base": base,
             "cancel": f"/{_app(found)}/requests/{found['request_id']}/cancel",
             "standing": found["standing"],
+            "now": {name: found[name] for name in ("status", "stage", "progress")},
+            "trains": found["purpose"] == "train" and "number_of_steps" in found["input"],
             "log": log,
             "steps": found["input"].get("number_of_steps"),
             "previews": [_preview(event) for event in more["previews"]],

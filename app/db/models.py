@@ -129,6 +129,9 @@ class Request(Base):
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
     worker: Mapped[str | None] = mapped_column(String(SHORT))
     cancel_requested_at: Mapped[float | None] = mapped_column(Float)
+    save_wanted_at: Mapped[float | None] = mapped_column(Float)
+    sample_wanted_at: Mapped[float | None] = mapped_column(Float)
+    """Wishes of `trainer.job.Wish` that wait to be granted; NULL: none does."""
 
     woken_at: Mapped[float | None] = mapped_column(Float)
     """When a wake-up was last sent for this stage; NULL: one is due."""

@@ -13,7 +13,7 @@ from sqlalchemy import delete, insert, text
 
 from app.auth import owner_of
 from app.db.engine import Database
-from app.db.models import Base, Event, LogLine, Stage, Worker
+from app.db.models import Base, Event, LogLine, Purpose, Stage, Worker
 from app.keys import store
 from app.requests import lifecycle
 from tests.app.client.conftest import KEY, OTHER, Served, serving
@@ -295,3 +295,42 @@ def test_a_worker_of_both_queues_tells_of_its_gpu(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert presence.device_facts(queue)["device"].startswith(device)
+
+
+def trains(served: Served, **input: Any) -> str:
+    """A request that a worker trains now."""
+    id = submit(served.database, owner_of(KEY))
+    if input:
+        put(served.database, id, input={"training_data_url": "https://example.com/a.zip", **input})
+    held = claimed(served.database)
+    do(served.database, lifecycle.advance, held, {"key": "x"})
+    claimed(served.database, Stage.TRAIN)
+    return id
+
+
+def test_save_and_sample_now(guarded: Served) -> None:
+    id = trains(guarded, validation=[{"prompt": "a fox"}])
+    for wish in ("save", "sample"):
+        path = f"/requests/{id}/{wish}"
+        assert ask(guarded, path, THEIRS, method="PUT").status_code == 404
+        answer = ask(guarded, path, method="PUT")
+        assert answer.status_code == 202
+        assert answer.json()["wish"] == wish
+        assert answer.headers["x-fal-request-id"] == id
+        assert ask(guarded, path, method="PUT").json() == answer.json(), "the same wish"
+    assert ask(guarded, f"/requests/{id}").json()["wishes"] == ["save", "sample"]
+
+
+def test_what_can_not_be_saved_or_sampled_now(guarded: Served) -> None:
+    silent = trains(guarded)
+    waiting = submit(guarded.database, owner_of(KEY))
+    check = submit(guarded.database, owner_of(KEY), purpose=Purpose.CHECK)
+    for id, wish, words in (
+        (silent, "sample", "no validation prompts"),
+        (waiting, "save", "not training yet"),
+        (check, "save", "no training"),
+    ):
+        answer = ask(guarded, f"/requests/{id}/{wish}", method="PUT")
+        assert (answer.status_code, answer.json()["error_type"]) == (409, "not_training")
+        assert words in answer.json()["detail"]
+    assert ask(guarded, "/requests/nothing/save", method="PUT").status_code == 404
