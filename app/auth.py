@@ -15,7 +15,6 @@ from app.errors import Forbidden, NotAuthenticated
 from app.keys.table import KeyTable
 from app.sessions import Sessions
 from app.settings import Settings, is_loopback
-from app.storage.factory import make_signer
 
 SINGLE_USER: Final = "local"
 """The owner of everything as long as there is no key."""
@@ -68,7 +67,7 @@ class Authenticator:
             KeyTable(database),
             public_url=settings.public_url,
             host=settings.host,
-            sessions=Sessions(make_signer(settings)),
+            sessions=Sessions(database, settings.public_url),
         )
 
     async def __call__(self, request: Request) -> str:
@@ -95,7 +94,7 @@ class Authenticator:
 
     async def _of_session(self, request: Request) -> str | None:
         """Who a browser's cookie names, while that owner's key still opens."""
-        owner = self.sessions.owner_of(request) if self.sessions else None
+        owner = await self.sessions.owner_of(request) if self.sessions else None
         if owner is None:
             return None
         if any(owner == known for _, known in self._owners) or await self._table.opens(owner):

@@ -241,6 +241,17 @@ class ApiKey(Base):
     max_storage_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
+class BrowserSession(Base):
+    """A browser that has logged in with a key (`app/sessions.py`)."""
+
+    __tablename__ = "browser_sessions"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """SHA-256 of its cookie, hexadecimal."""
+    owner: Mapped[str] = mapped_column(String(SHORT), index=True)
+    expires_at: Mapped[float] = mapped_column(Float)
+
+
 class Upload(Base):
     """A file that a user stored, and whose it is."""
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.clock import db_now
-from app.db.models import ApiKey, Request, State, Upload
+from app.db.models import ApiKey, BrowserSession, Request, State, Upload
 
 ID_PREFIX: Final = "rs-"
 """Owners of keys from the environment begin with ``key-``; the single user is ``local``."""
@@ -74,10 +74,12 @@ def every(session: Session) -> Sequence[ApiKey]:
 
 
 def revoke(session: Session, id: str) -> None:
-    """From now on nobody enters with it; what it submitted goes on. Raises `UnknownKey`."""
+    """From now on nobody enters with it, and its browser sessions are over. What it submitted goes
+    on. Raises `UnknownKey`."""
     found = get(session, id)
     if found.revoked_at is None:
         found.revoked_at = session.scalar(select(db_now()))
+    session.execute(delete(BrowserSession).where(BrowserSession.owner == id))
 
 
 def set_limits(session: Session, id: str, **changes: int | None) -> ApiKey:

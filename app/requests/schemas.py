@@ -5,6 +5,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from app.db.models import State
+from trainer.job import Wish
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 
@@ -133,7 +134,7 @@ class Events(BaseModel):
 class Wished(BaseModel):
     """A wish that waits for the end of a training's current step."""
 
-    wish: Literal["save", "sample"]
+    wish: Wish
     since: str = Field(description="When it was first asked for: ISO 8601, UTC.")
 
 
