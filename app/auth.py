@@ -33,6 +33,17 @@ def owner_of(key: str) -> str:
     )
 
 
+def is_operator(owner: str) -> bool:
+    """Whether this is somebody who runs the service."""
+    return owner == SINGLE_USER or may_change_keys(owner)
+
+
+def may_change_keys(owner: str) -> bool:
+    """Keys of the environment may. The single user may not from a browser: the first key ends that
+    mode for good, and no key of the database is an operator's."""
+    return owner.startswith(ENVIRONMENT_PREFIX)
+
+
 class Authenticator:
     """Turns a request into its owner. Called as a dependency of every route that has one.
 

@@ -17,6 +17,7 @@ from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.hosts import Hosts
 from app.insight import deliveries, overview, request_endpoints, usage
+from app.keys import endpoints as key_endpoints
 from app.keys.opening import require_key
 from app.logging import configure
 from app.metrics import endpoint as metrics_endpoint
@@ -148,6 +149,7 @@ def _routers(
         request_endpoints.make_router(service, authenticate, storage),
         overview.make_router(database, authenticate, checks, settings, VERSION),
         usage.make_router(database, authenticate),
+        key_endpoints.make_router(database, authenticate),
         deliveries.make_router(database, authenticate),
         router_for(storage, settings, authenticate, database),
         jwks_router(database, KeyRing.of(settings)),

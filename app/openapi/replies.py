@@ -154,6 +154,7 @@ RULES: Final = (
     ),
     Rule(r"PUT /.*/requests/\{request_id\}/cancel", {400: "AlreadyCompleted"}),
     Rule(r"PUT /requests/\{request_id\}/(save|sample)", {409: "NotTraining"}),
+    Rule(r"DELETE /keys/\{key_id\}", {404: "NotFound"}),
     Rule(r"POST /run/.*", {422: "FailedInput", 499: "Cancelled", 504: "TimedOut"}),
     Rule(r".* /files/\{grant\}/.*", {404: "NotFound"}),
     Rule(r"(GET|HEAD) /files/.*", {416: "RangeNotSatisfiable"}),

@@ -123,6 +123,26 @@ def test_a_session_ends_with_its_key(gateway: Gateway) -> None:
     assert gateway.client.get("/requests").status_code == 401
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", None], ids=str)
+def test_no_other_page_makes_or_revokes_a_key(gateway: Gateway, origin: str | None) -> None:
+    log_in(gateway)
+    headers = {} if origin is None else {"origin": origin}
+    made = gateway.client.post("/keys", json={"name": "eve"}, headers=headers)
+    assert made.status_code == 403
+    assert gateway.client.delete("/keys/rs-1", headers=headers).status_code == 403
+    own = {"origin": gateway.settings.public_url}
+    assert gateway.client.post("/keys", json={"name": "ann"}, headers=own).status_code == 201
+
+
+def test_the_single_user_makes_no_key(tmp_path: Path, migrated_sqlite: Path) -> None:
+    """It would lock the browser out."""
+    with running(tmp_path, migrated_sqlite) as alone:
+        answer = alone.client.post("/keys", json={"name": "ann"})
+        assert answer.status_code == 403
+        assert "reelsmith keys create" in answer.json()["detail"]
+        assert alone.client.get("/requests").status_code == 200
+
+
 def test_a_session_ends_by_itself(gateway: Gateway) -> None:
     log_in(gateway)
     kept = cookie(gateway.client.cookies[COOKIE])

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -334,3 +335,52 @@ def test_what_can_not_be_saved_or_sampled_now(guarded: Served) -> None:
         assert (answer.status_code, answer.json()["error_type"]) == (409, "not_training")
         assert words in answer.json()["detail"]
     assert ask(guarded, "/requests/nothing/save", method="PUT").status_code == 404
+
+
+def make(served: Served, body: Any, headers: dict[str, str] = MINE) -> httpx.Response:
+    return httpx.post(f"{served.url}/keys", json=body, headers=headers, trust_env=False)
+
+
+def test_an_operator_makes_and_revokes_a_key(guarded: Served) -> None:
+    made = make(guarded, {"name": " ann ", "max_running": 1})
+    assert made.status_code == 201
+    id, key = made.json()["id"], made.json()["key"]
+    hers = {"authorization": f"Key {key}"}
+    (shown,) = ask(guarded, "/keys", hers).json()["keys"]
+    assert (shown["name"], shown["running"]["limit"], shown["queued"]["limit"]) == ("ann", 1, None)
+    assert key not in ask(guarded, "/keys").text
+    assert make(guarded, {"name": "bob"}, hers).status_code == 403, "she runs no service"
+    assert ask(guarded, f"/keys/{id}", hers, method="DELETE").status_code == 403
+
+    revoked = ask(guarded, f"/keys/{id}", method="DELETE")
+    assert revoked.status_code == 200
+    assert ask(guarded, f"/keys/{id}", method="DELETE").json() == revoked.json(), "once"
+    deadline = time.monotonic() + 30
+    while ask(guarded, "/requests", hers).status_code != 401:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "name"),
+        ({"name": "  "}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "x" * 101}, "name"),
+        ({"name": "ann", "max_running": -1}, "max_running"),
+        ({"name": "ann", "admin": True}, "admin"),
+    ],
+    ids=str,
+)
+def test_a_bad_wish_for_a_key(guarded: Served, body: Any, field: str) -> None:
+    answer = make(guarded, body)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", field]
+
+
+@pytest.mark.parametrize("id", ["rs-nobody", owner_of(KEY)])
+def test_revoking_what_is_no_key_of_the_database(guarded: Served, id: str) -> None:
+    answer = ask(guarded, f"/keys/{id}", method="DELETE")
+    assert answer.status_code == 404
+    assert "REELSMITH_API_KEYS" in answer.json()["detail"]
