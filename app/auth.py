@@ -15,7 +15,6 @@ from app.errors import Forbidden, NotAuthenticated
 from app.keys.table import KeyTable
 from app.sessions import Sessions
 from app.settings import Settings, is_loopback
-from app.storage.factory import make_signer
 
 SINGLE_USER: Final = "local"
 """The owner of everything as long as there is no key."""
@@ -32,6 +31,17 @@ def owner_of(key: str) -> str:
         ENVIRONMENT_PREFIX
         + hashlib.sha256(b"owner\0" + key.encode()).hexdigest()[:OWNER_HEX_DIGITS]
     )
+
+
+def is_operator(owner: str) -> bool:
+    """Whether this is somebody who runs the service."""
+    return owner == SINGLE_USER or may_change_keys(owner)
+
+
+def may_change_keys(owner: str) -> bool:
+    """Keys of the environment may. The single user may not from a browser: the first key ends that
+    mode for good, and no key of the database is an operator's."""
+    return owner.startswith(ENVIRONMENT_PREFIX)
 
 
 class Authenticator:
@@ -68,7 +78,7 @@ class Authenticator:
             KeyTable(database),
             public_url=settings.public_url,
             host=settings.host,
-            sessions=Sessions(make_signer(settings)),
+            sessions=Sessions(database, settings.public_url),
         )
 
     async def __call__(self, request: Request) -> str:
@@ -95,7 +105,7 @@ class Authenticator:
 
     async def _of_session(self, request: Request) -> str | None:
         """Who a browser's cookie names, while that owner's key still opens."""
-        owner = self.sessions.owner_of(request) if self.sessions else None
+        owner = await self.sessions.owner_of(request) if self.sessions else None
         if owner is None:
             return None
         if any(owner == known for _, known in self._owners) or await self._table.opens(owner):

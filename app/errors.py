@@ -10,6 +10,7 @@ ServiceError
 │   ├── UnknownRequest      404  {"status": "NOT_FOUND"}
 │   │   └── ExpiredRequest       the same with a detail, for its owner
 │   ├── AlreadyCompleted    400  {"status": "ALREADY_COMPLETED"}
+│   ├── NotTraining         409
 │   ├── BodyTooLarge        413
 │   │   └── StorageLimitReached
 │   ├── UnsupportedBody     415
@@ -142,6 +143,13 @@ class AlreadyCompleted(RequestError):
 
     def body(self) -> dict[str, Any]:
         return {"status": "ALREADY_COMPLETED"}
+
+
+class NotTraining(RequestError):
+    """What was asked for can be had during a training's steps only."""
+
+    status = 409
+    error_type = "not_training"
 
 
 class BodyTooLarge(RequestError):

@@ -17,12 +17,13 @@ from app.db.engine import AsyncDatabase
 from app.db.migrate import upgrade
 from app.hosts import Hosts
 from app.insight import deliveries, overview, request_endpoints, usage
+from app.keys import endpoints as key_endpoints
 from app.keys.opening import require_key
 from app.logging import configure
 from app.metrics import endpoint as metrics_endpoint
 from app.openapi import routes as openapi
 from app.openapi.document import document_of
-from app.requests import estimate_endpoints, namespaces
+from app.requests import estimate_endpoints, namespaces, wish_endpoints
 from app.requests.background import Publisher, Reaper, Sweeper
 from app.requests.endpoints import make_router, prefixes_of
 from app.requests.listing import listing_router
@@ -141,12 +142,14 @@ def _routers(
     return (
         make_router(modes.all(), service, authenticate, storage, run_wait_s=settings.run_wait_s),
         listing_router(database, settings.public_url, authenticate, settings.retention_s),
+        wish_endpoints.make_router(database, authenticate, settings.retention_s),
         estimate_endpoints.make_router(modes.all(), database, authenticate, settings.model),
         health.make_router(checks),
         metrics_endpoint.make_router(authenticate),
         request_endpoints.make_router(service, authenticate, storage),
         overview.make_router(database, authenticate, checks, settings, VERSION),
         usage.make_router(database, authenticate),
+        key_endpoints.make_router(database, authenticate),
         deliveries.make_router(database, authenticate),
         router_for(storage, settings, authenticate, database),
         jwks_router(database, KeyRing.of(settings)),

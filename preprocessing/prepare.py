@@ -123,7 +123,8 @@ def _advice(ledger: Ledger, rule: DatasetRule) -> list[str]:
     advice = []
     used = ledger.used()
     if len(used) < ADVISED_CLIPS:
-        advice.append(f"{len(used)} files are used; {ADVISED_CLIPS} or more are advised")
+        files = "1 file is" if len(used) == 1 else f"{len(used)} files are"
+        advice.append(f"{files} used; {ADVISED_CLIPS} or more are advised")
     if not any(record.caption.as_trained for record in used):
         advice.append("there is neither a caption nor a trigger phrase to call the concept by")
     rates = sorted({fitted.video.frame_rate for record in used for fitted in record.fitted})

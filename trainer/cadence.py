@@ -20,6 +20,8 @@ class PreviewBudget:
 
     share: float | None
     spent_s: float = 0.0
+    asked_s: float = 0.0
+    """Of it, for rounds that somebody asked for: they take nothing from the others."""
     last_s: float | None = None
     """Of the newest round: the next one's expected price."""
 
@@ -32,10 +34,12 @@ class PreviewBudget:
         if self.share is None:
             return True
         price = first_guess_s if self.last_s is None else self.last_s
-        return self.spent_s + 2 * price <= max(ALWAYS_GRANTED_S, self.share * training_s)
+        scheduled_s = self.spent_s - self.asked_s
+        return scheduled_s + 2 * price <= max(ALWAYS_GRANTED_S, self.share * training_s)
 
-    def paid(self, seconds: float) -> None:
+    def paid(self, seconds: float, *, asked: bool = False) -> None:
         self.spent_s += seconds
+        self.asked_s += seconds if asked else 0.0
         self.last_s = seconds
 
 

@@ -2,6 +2,8 @@
 
     JOB_DIR/job.json          in: `Job` or `GenerateJob`
     JOB_DIR/control           in, any time: one word of `Control`, written to the side and renamed
+    JOB_DIR/wish-save         in, any time: a `Wish`; the trainer removes it when it is granted
+    JOB_DIR/wish-sample       the same
     JOB_DIR/events.jsonl      out: progress (`preprocessing/events.py`)
     JOB_DIR/checkpoints/      out: `step-000250/` (`trainer/checkpoint.py`), the last two are kept
     JOB_DIR/outputs/          out: lora.safetensors, config.json, metrics.jsonl, reel.mp4, previews/
@@ -43,6 +45,15 @@ class Control(StrEnum):
     """Stop now; the adapter so far is saved as a checkpoint."""
     RELEASE = "release"
     """Save a checkpoint and stop: this machine is needed, another one goes on."""
+
+
+class Wish(StrEnum):
+    """What a training may be asked for on its way; its result is the same with it and without."""
+
+    SAVE = "save"
+    """A checkpoint after the current step."""
+    SAMPLE = "sample"
+    """Previews after the current step."""
 
 
 class Job(BaseModel):
@@ -166,6 +177,21 @@ class JobDir:
             return Control((self.root / CONTROL_FILE).read_text())
         except FileNotFoundError:
             return None
+
+    def wish(self, wish: Wish) -> None:
+        """Ask for it; asked again before it is granted, it is the same wish."""
+        self._wish(wish).touch()
+
+    def wishes(self) -> frozenset[Wish]:
+        """What is asked for; one `stat` each."""
+        return frozenset(wish for wish in Wish if self._wish(wish).exists())
+
+    def granted(self, wish: Wish) -> None:
+        """It is no wish any more."""
+        self._wish(wish).unlink(missing_ok=True)
+
+    def _wish(self, wish: Wish) -> Path:
+        return self.root / f"wish-{wish}"
 
     def finish(self, result: Result) -> None:
         write_atomically(self.root / RESULT_FILE, result.model_dump_json(indent=2))

@@ -28,7 +28,7 @@ from trainer.errors import CapacityError, DivergedError
 from trainer.examples import Examples
 from trainer.execution import COMPILER, compile_blocks, execution_of, wants_compiling
 from trainer.flow import Draws, Example, draw, velocity_loss
-from trainer.job import Control
+from trainer.job import Control, Wish
 from trainer.parallel import ALONE, Group
 from trainer.plan import MachineSettings, Plan
 from trainer.policy import apply_plan, fall_back, fewer_recomputed, free_bytes
@@ -64,6 +64,9 @@ class Hooks:
     """Empty where there is nothing to preview."""
     first_step_done: Callable[[], None] = lambda: None
     """After the first update of this run."""
+    wished: Callable[[], frozenset[Wish]] = frozenset
+    grant: Callable[[Wish, int], None] = lambda wish, step: None
+    """After this many updates, and after what was due then anyway."""
 
 
 class Trainer:
@@ -247,8 +250,9 @@ def train(
 ) -> float | None:
     """Train from ``trainer.step`` to the spec's last step.
 
-    Order after a step: checkpoint, previews, then the caller's wishes. A resumed training first
-    makes the previews that were due at its step, should the interruption have cost them.
+    Order after a step: checkpoint, previews, what is wished for, then a stop of the caller's. A
+    resumed training first makes the previews that were due at its step, should the interruption
+    have cost them.
     Raises `Stopped` (after saving a checkpoint), `DivergedError`, `CapacityError`.
 
     Returns:
@@ -285,13 +289,16 @@ def _train(
         last = step == spec.num_steps
         checkpoint_due = last or step % hooks.checkpoint_every == 0
         preview_due = step in hooks.preview_steps
-        if checkpoint_due or preview_due or log.is_full:
+        wishes = hooks.wished()
+        if checkpoint_due or preview_due or wishes or log.is_full:
             log.flush()
         if checkpoint_due:
             hooks.save_checkpoint(step)
         if preview_due:
             hooks.make_previews(step)
-        if checkpoint_due or preview_due:
+        for wish in (one for one in Wish if one in wishes):
+            hooks.grant(wish, step)
+        if checkpoint_due or preview_due or wishes:
             log.restart_clock()
 
 

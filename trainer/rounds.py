@@ -59,6 +59,15 @@ class Rounds:
         if step < self._spec.num_steps and not self._is_affordable(step):
             self._events.log(f"No previews after step {step}: they would cost too much time")
             return
+        self._make(step)
+
+    def asked(self, step: int) -> bool:
+        """A round that somebody asked for, whatever it costs. Returns whether it is complete."""
+        if not self._has_all_of(step):
+            self._make(step, asked=True)
+        return self._has_all_of(step)
+
+    def _make(self, step: int, *, asked: bool = False) -> None:
         began = time.monotonic()
         with (
             self._may_lack_memory(),
@@ -78,7 +87,7 @@ class Rounds:
                 should_stop=lambda: self._directory.told() is not None,
             )
             self.num_made += len(self._prompts)
-            self.budget.paid(time.monotonic() - began)
+            self.budget.paid(time.monotonic() - began, asked=asked)
         collect()
 
     def _has_all_of(self, step: int) -> bool:

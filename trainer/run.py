@@ -32,7 +32,7 @@ from trainer.examples import Examples, clip_masks
 from trainer.footage import Dataset
 from trainer.generate import Generation
 from trainer.given import GivenSource, open_sources
-from trainer.job import Control, GenerateJob, Job, JobDir, Result, write_atomically
+from trainer.job import Control, GenerateJob, Job, JobDir, Result, Wish, write_atomically
 from trainer.loop import Hooks, Stopped, Trainer, train
 from trainer.lora_file import LoraMetadata, save_lora
 from trainer.model import BaseModel
@@ -166,6 +166,8 @@ class _Run:
             if validation.prompts
             else (),
             first_step_done=partial(self._say_first_step, base.device, was_loaded=was_loaded),
+            wished=self.directory.wishes,
+            grant=partial(self._grant, trainer, fingerprint, rounds),
         )
         if base.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(base.device)
@@ -232,6 +234,27 @@ class _Run:
         )
         self.saved_step = step
         self.events.emit("checkpoint", step=step, path=str(path))
+
+    def _grant(
+        self, trainer: Trainer, fingerprint: str, rounds: Rounds, wish: Wish, step: int
+    ) -> None:
+        """What somebody asked for, unless the schedule has just made it."""
+        match wish:
+            case Wish.SAVE:
+                if self.saved_step != step:
+                    self._save(trainer, fingerprint, step)
+                self.events.log(f"Saved the checkpoint of step {step}, as asked for")
+            case Wish.SAMPLE:
+                made = rounds.asked(step)
+                if self.directory.told() is not None:
+                    return  # the next attempt makes them
+                if made:
+                    self.events.log(f"Made previews after step {step}, as asked for")
+                else:
+                    text = f"The previews asked for could not all be made after step {step}"
+                    self.events.log(text, level="WARN")
+        self.directory.granted(wish)
+        self.events.emit("granted", wish=wish, step=step)
 
     def _say_first_step(self, device: torch.device, *, was_loaded: bool) -> None:
         """How long it took until the first step was done."""

@@ -18,6 +18,7 @@ from app.modes.base import AnyGeneration, AnyMode, AnyTraining, Generation, Trai
 from app.requests import lifecycle
 from app.requests.lifecycle import Claim, LeaseLost
 from preprocessing.failpoints import reach
+from trainer.job import Wish
 from workers.failures import Failure, unforeseen
 from workers.forward import Forwarder
 from workers.lease import LeaseKeeper
@@ -81,6 +82,13 @@ class Attempt:
     @property
     def cancel_requested(self) -> bool:
         return self.lease.cancel_requested or self.forward.cancel_requested
+
+    @property
+    def wishes(self) -> dict[Wish, float]:
+        """What its user asked for, with the newest time that is known of each; perhaps granted by
+        now."""
+        known = [*self.lease.wishes.items(), *self.forward.wishes.items()]
+        return dict(sorted(known, key=lambda wish: wish[1]))
 
     def write(self, change: Callable[[Session], T]) -> T:
         """Make a change to the request in one transaction, waiting for a database that is away.

@@ -1,7 +1,7 @@
 """Events of a child process on their way to the request's row, log and event table."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -11,6 +11,7 @@ from app.db.engine import Database
 from app.metrics.counts import STAGE_TIME, STEP_TIME
 from app.requests import lifecycle
 from app.requests.lifecycle import Claim, Happened, Log
+from trainer.job import Wish
 
 log = structlog.get_logger()
 
@@ -20,7 +21,7 @@ FLUSH_S: Final = 1.0
 STEP_LINE_S: Final = 5.0
 """Between two log lines about steps; every step's loss is in the events."""
 
-KEPT: Final = frozenset({"stage", "step", "checkpoint", "preview", "trained"})
+KEPT: Final = frozenset({"stage", "step", "checkpoint", "preview", "granted", "trained"})
 """Kinds that go into the event table; `progress` only moves the row's progress."""
 
 
@@ -39,7 +40,9 @@ class Forwarder:
         self._changed = True
         self._flushed_at = 0.0
         self._step_said_at = 0.0
+        self._granted: set[Wish] = set()
         self.cancel_requested = False
+        self.wishes: Mapping[Wish, float] = {}
 
     def log(self, message: str, level: str = "INFO") -> None:
         self._logs.append(Log(message, level, ts=time.time()))
@@ -82,6 +85,8 @@ class Forwarder:
                 self._say_step(data, ts)
             elif kind == "preview":
                 self._logs.append(Log(f"Preview at step {data['step']}: {data['prompt']}", ts=ts))
+            elif kind == "granted":
+                self._granted.add(Wish(data["wish"]))
             if kind in KEPT:
                 self._events.append(Happened(kind, data, ts=ts))
         if not at_once and time.monotonic() - self._flushed_at < FLUSH_S:
@@ -105,7 +110,7 @@ class Forwarder:
 
     def _flush(self) -> None:
         self._flushed_at = time.monotonic()
-        if not (self._changed or self._logs or self._events):
+        if not (self._changed or self._logs or self._events):  # a grant is an event, too
             return
         with self._database.write() as session:
             answer = lifecycle.progress(
@@ -114,9 +119,12 @@ class Forwarder:
                 progress=self._progress,
                 logs=self._logs,
                 events=self._events,
+                granted=self._granted,
             )
         self._logs, self._events, self._changed = [], [], False
+        self._granted.clear()
         self.cancel_requested = answer.cancel_requested
+        self.wishes = answer.wishes
 
 
 def duration(seconds: float) -> str:

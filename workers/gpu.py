@@ -7,7 +7,7 @@ from typing import Any, Final, NoReturn, Protocol
 import structlog
 
 from app.requests.lifecycle import LeaseLost
-from trainer.job import Control, JobDir, Result
+from trainer.job import Control, JobDir, Result, Wish
 from workers.attempt import Attempt, Cancelled, Released
 from workers.children import POLL_S, TrainerProcess
 from workers.failures import our_fault, users_fault
@@ -38,6 +38,7 @@ def supervise(attempt: Attempt, job_dir: JobDir, events: Events) -> Result | Non
     trainer = attempt.runtime.live_trainer()
     trainer.submit(job_dir.root)
     told_at: float | None = None
+    passed_on: dict[Wish, float] = {}
     try:
         while True:
             answered = trainer.answered()
@@ -61,10 +62,19 @@ def supervise(attempt: Attempt, job_dir: JobDir, events: Events) -> Result | Non
                 elif time.monotonic() - told_at > STOP_TIMEOUT_S:
                     log.warning("trainer.did_not_stop")
                     raise
+            _pass_on(attempt, job_dir, passed_on)
             time.sleep(POLL_S)
     except BaseException:
         attempt.runtime.drop_trainer()
         raise
+
+
+def _pass_on(attempt: Attempt, job_dir: JobDir, passed_on: dict[Wish, float]) -> None:
+    """Each wish once: what is heard of it may be older than its grant."""
+    for wish, made_at in attempt.wishes.items():
+        if made_at > passed_on.get(wish, 0.0):
+            passed_on[wish] = made_at
+            job_dir.wish(wish)
 
 
 def died(attempt: Attempt, trainer: TrainerProcess) -> NoReturn:

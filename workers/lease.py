@@ -2,18 +2,20 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import structlog
 
 from app.requests.lifecycle import LeaseLost, RenewResult
+from trainer.job import Wish
 
 log = structlog.get_logger()
 
 
 class LeaseKeeper:
-    """Renews every ``heartbeat_s``; `lost` and `cancel_requested` are safe to read anywhere.
+    """Renews every ``heartbeat_s``; `lost`, `cancel_requested` and `wishes` are safe to read
+    anywhere.
 
     When the database can't be reached, the lease counts as lost a heartbeat before it can expire
     there, by this machine's monotonic clock: a paused or cut-off worker fences itself.
@@ -32,6 +34,8 @@ class LeaseKeeper:
         self._lost = threading.Event()
         self._cancel = threading.Event()
         self._stop = threading.Event()
+        self.wishes: Mapping[Wish, float] = {}
+        """As of the last renewal; replaced, never changed."""
         self._renewed_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
@@ -79,3 +83,4 @@ class LeaseKeeper:
             self._renewed_at = asked_at
             if renewal.cancel_requested:
                 self._cancel.set()
+            self.wishes = renewal.wishes

@@ -36,7 +36,8 @@ Download = Annotated[
 
 def register(main: typer.Typer) -> None:
     """Add all commands to ``main``."""
-    for command in (submit, generate, status, logs, result, cancel, requests, doctor):
+    commands = (submit, generate, status, logs, result, cancel, save, sample, requests, doctor)
+    for command in commands:
         main.command()(command)
 
 
@@ -184,6 +185,20 @@ def cancel(request_id: RequestId, host: Host = None, key_file: KeyFile = None) -
     from app.client import run
 
     _with_service(host, key_file, lambda service: run.cancel(service, request_id))
+
+
+def save(request_id: RequestId, host: Host = None, key_file: KeyFile = None) -> None:
+    """Have a running training save a checkpoint now."""
+    from app.client import run
+
+    _with_service(host, key_file, lambda service: run.wish(service, request_id, "save"))
+
+
+def sample(request_id: RequestId, host: Host = None, key_file: KeyFile = None) -> None:
+    """Have a running training make previews now."""
+    from app.client import run
+
+    _with_service(host, key_file, lambda service: run.wish(service, request_id, "sample"))
 
 
 def requests(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from app import modes
 from app.client import body as bodies
@@ -294,6 +294,14 @@ def cancel(service: Service, request_id: str) -> int:
     handle = service.find(request_id)
     service.cancel(handle)
     out(f"{handle.request_id}: cancellation requested")
+    return 0
+
+
+def wish(service: Service, request_id: str, name: Literal["save", "sample"]) -> int:
+    """Ask a running training for a checkpoint or previews."""
+    handle = service.find(request_id)
+    service.wish(handle, name)
+    out(f"{handle.request_id}: asked for; it is done after the current step")
     return 0
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -149,6 +149,10 @@ class Service:
     def cancel(self, handle: Handle) -> None:
         """Raises `Refused` when it has ended already."""
         self._call("PUT", f"{handle.path}/cancel")
+
+    def wish(self, handle: Handle, name: Literal["save", "sample"]) -> None:
+        """Raises `Refused` when it is not among the steps of a training."""
+        self._call("PUT", f"/requests/{handle.request_id}/{name}")
 
     def post(self, path: str, json: Mapping[str, Any]) -> dict[str, Any]:
         """A POST that may be repeated."""

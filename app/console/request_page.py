@@ -1,15 +1,19 @@
 """What the pages about one request need, gathered from the API."""
 
 import asyncio
+import re
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from app.console.api import Api, ApiError
 from app.requests.ids import is_id
+from app.storage.signing import FILES_PATH
 
 LOG_LINES: Final = 300
 """Lines that come with the page; its script loads the others as they are scrolled to."""
 LORA_FIELD: Final = "lora_file"
 MAX_LORAS: Final = 50
+_GRANT: Final = re.compile(rf"^{FILES_PATH}[0-9]{{1,12}}-[A-Za-z0-9_-]+/")
 
 
 async def whole(api: Api, request_id: str) -> dict[str, Any]:
@@ -29,6 +33,8 @@ async def whole(api: Api, request_id: str) -> dict[str, Any]:
             "base": base,
             "cancel": f"/{_app(found)}/requests/{found['request_id']}/cancel",
             "standing": found["standing"],
+            "now": {name: found[name] for name in ("status", "stage", "progress")},
+            "trains": found["purpose"] == "train" and "number_of_steps" in found["input"],
             "log": log,
             "steps": found["input"].get("number_of_steps"),
             "previews": [_preview(event) for event in more["previews"]],
@@ -125,8 +131,28 @@ def differences(inputs: list[dict[str, Any]]) -> list[tuple[str, list[Any], bool
     rows = []
     for name in names:
         values = [input.get(name) for input in inputs]
-        rows.append((name, values, any(value != values[0] for value in values)))
+        files = [unsigned(value) for value in values]
+        rows.append((name, values, any(file != files[0] for file in files)))
     return sorted(rows, key=lambda row: not row[2])
+
+
+def unsigned(value: Any) -> Any:
+    """``value`` with the URLs of this store as the files that they name: a grant and S3's signature
+    are left out, and differ each time that the same file is signed.
+
+    >>> unsigned("http://host/files/1790000000-c2ln/uploads/a.zip")
+    'http://host/files/uploads/a.zip'
+    """
+    if isinstance(value, dict):
+        return {name: unsigned(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [unsigned(item) for item in value]
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
+        return value
+    url = urlsplit(value)
+    query = [part for part in parse_qsl(url.query) if not part[0].lower().startswith("x-amz-")]
+    path = _GRANT.sub(FILES_PATH, url.path, count=1)
+    return urlunsplit(url._replace(path=path, query=urlencode(query)))
 
 
 async def own_loras(api: Api) -> list[dict[str, Any]]:

@@ -147,12 +147,12 @@ class Console:
         if owner is None:
             return self._render(request, "login.html", 401, wrong=True, next=target)
         answer = RedirectResponse(target, 303, self.pages.headers())
-        sessions.begin(answer, owner)
+        await sessions.begin(answer, owner)
         return answer
 
     async def logout(self, request: Request, sessions: Sessions) -> Response:
         answer = RedirectResponse(f"{BASE}/login", 303, self.pages.headers())
-        sessions.end(answer)
+        await sessions.end(request, answer)
         return answer
 
     async def theme(self, request: Request, sessions: Sessions) -> Response:

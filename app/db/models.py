@@ -129,6 +129,9 @@ class Request(Base):
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
     worker: Mapped[str | None] = mapped_column(String(SHORT))
     cancel_requested_at: Mapped[float | None] = mapped_column(Float)
+    save_wanted_at: Mapped[float | None] = mapped_column(Float)
+    sample_wanted_at: Mapped[float | None] = mapped_column(Float)
+    """Wishes of `trainer.job.Wish` that wait to be granted; NULL: none does."""
 
     woken_at: Mapped[float | None] = mapped_column(Float)
     """When a wake-up was last sent for this stage; NULL: one is due."""
@@ -236,6 +239,17 @@ class ApiKey(Base):
     """Limits; NULL: none."""
     max_running: Mapped[int | None] = mapped_column(Integer)
     max_storage_bytes: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class BrowserSession(Base):
+    """A browser that has logged in with a key (`app/sessions.py`)."""
+
+    __tablename__ = "browser_sessions"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """SHA-256 of its cookie, hexadecimal."""
+    owner: Mapped[str] = mapped_column(String(SHORT), index=True)
+    expires_at: Mapped[float] = mapped_column(Float)
 
 
 class Upload(Base):

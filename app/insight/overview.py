@@ -10,12 +10,11 @@ from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.auth import Authenticator
+from app.auth import Authenticator, is_operator
 from app.clock import DAY_S, db_now, iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import Request, Stage, State, Worker
 from app.health import Health
-from app.insight.usage import is_operator
 from app.requests.listing import CANCELLED, listed, standing_of, usd_of
 from app.requests.schemas import Listed
 from app.settings import Settings

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.auth import ENVIRONMENT_PREFIX, SINGLE_USER, Authenticator
+from app.auth import SINGLE_USER, Authenticator, is_operator, may_change_keys
 from app.clock import DAY_S, db_now, iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import ApiKey, Request, State
@@ -63,6 +63,7 @@ class Usage(BaseModel):
 class Keys(BaseModel):
     keys: list[KeyShown] = Field(description="Yours; all of them for operators.")
     operator: bool
+    may_change: bool = Field(description="Whether you may make and revoke keys here.")
 
 
 def make_router(database: AsyncDatabase, authenticate: Authenticator) -> APIRouter:
@@ -81,11 +82,6 @@ def make_router(database: AsyncDatabase, authenticate: Authenticator) -> APIRout
         return await database.read(_keys, owner)
 
     return router
-
-
-def is_operator(owner: str) -> bool:
-    """Whether this is somebody who runs the service."""
-    return owner == SINGLE_USER or owner.startswith(ENVIRONMENT_PREFIX)
 
 
 def _usage(session: Session, owner: str, days: int) -> Usage:
@@ -116,12 +112,12 @@ def _days(session: Session, owner: str, days: int) -> list[Day]:
 def _keys(session: Session, owner: str) -> Keys:
     own = _own(session, owner)
     if not is_operator(owner):
-        return Keys(keys=[own], operator=False)
+        return Keys(keys=[own], operator=False, may_change=False)
     used = store.usage(session)
     others = [
         _shown(row, used.get(row.id, store.Usage()), mine=False) for row in store.every(session)
     ]
-    return Keys(keys=[own, *others], operator=True)
+    return Keys(keys=[own, *others], operator=True, may_change=may_change_keys(owner))
 
 
 def _own(session: Session, owner: str) -> KeyShown:

@@ -16,12 +16,9 @@ from app.db.migrate import upgrade
 from app.db.models import ApiKey
 from app.keys import store
 from app.keys.sizes import parse_size, show_size
-from app.keys.store import Limits, UnknownKey, Usage
+from app.keys.store import MAX_COUNT, MAX_NAME_CHARACTERS, Limits, UnknownKey, Usage
 from app.settings import Settings
 
-MAX_NAME_CHARACTERS: Final = 100
-MAX_COUNT: Final = (1 << 31) - 1
-"""What an INTEGER holds."""
 NO_LIMIT: Final = "none"
 
 keys = typer.Typer(help="API keys and their limits.", no_args_is_help=True)

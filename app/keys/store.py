@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.clock import db_now
-from app.db.models import ApiKey, Request, State, Upload
+from app.db.models import ApiKey, BrowserSession, Request, State, Upload
 
 ID_PREFIX: Final = "rs-"
 """Owners of keys from the environment begin with ``key-``; the single user is ``local``."""
 ID_BYTES: Final = 8
+MAX_NAME_CHARACTERS: Final = 100
+MAX_COUNT: Final = (1 << 31) - 1
+"""Of requests: what an INTEGER holds."""
 SECRET_BYTES: Final = 32
 """256 bits: nobody finds a key by trying, so its plain SHA-256 is safe to store."""
 
@@ -73,11 +76,14 @@ def every(session: Session) -> Sequence[ApiKey]:
     return session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id)).all()
 
 
-def revoke(session: Session, id: str) -> None:
-    """From now on nobody enters with it; what it submitted goes on. Raises `UnknownKey`."""
+def revoke(session: Session, id: str) -> float:
+    """From now on nobody enters with it, and its browser sessions are over. What it submitted goes
+    on. Returns since when; raises `UnknownKey`."""
     found = get(session, id)
     if found.revoked_at is None:
-        found.revoked_at = session.scalar(select(db_now()))
+        found.revoked_at = session.scalars(select(db_now())).one()
+    session.execute(delete(BrowserSession).where(BrowserSession.owner == id))
+    return found.revoked_at
 
 
 def set_limits(session: Session, id: str, **changes: int | None) -> ApiKey:

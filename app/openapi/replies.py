@@ -87,6 +87,7 @@ RESPONSES: Final[dict[str, dict[str, Any]]] = {
     "BadRequest": reply("It can't be understood.", "RequestError"),
     "NotCompleted": reply("The request is still in progress.", "RequestError"),
     "AlreadyCompleted": reply("Nothing is left to cancel.", "AlreadyCompleted"),
+    "NotTraining": reply("It is not among the steps of a training.", "RequestError"),
     "NotAuthenticated": reply("No key, or one that nobody has.", "RequestError"),
     "Forbidden": reply(
         "This web page, host name or file URL has no permission here.", "RequestError"
@@ -152,6 +153,8 @@ RULES: Final = (
         {400: "NotCompleted", 422: "FailedInput", 499: "Cancelled", 504: "TimedOut"},
     ),
     Rule(r"PUT /.*/requests/\{request_id\}/cancel", {400: "AlreadyCompleted"}),
+    Rule(r"PUT /requests/\{request_id\}/(save|sample)", {409: "NotTraining"}),
+    Rule(r"DELETE /keys/\{key_id\}", {404: "NotFound"}),
     Rule(r"POST /run/.*", {422: "FailedInput", 499: "Cancelled", 504: "TimedOut"}),
     Rule(r".* /files/\{grant\}/.*", {404: "NotFound"}),
     Rule(r"(GET|HEAD) /files/.*", {416: "RangeNotSatisfiable"}),

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, insert, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from app.clock import db_now
 from app.db.models import Attempt, Event, LogLine, Outcome, Purpose, Request, Stage, State
+from app.errors import NotTraining, UnknownRequest
 from app.keys import limits
 from preprocessing.failpoints import reach
+from trainer.job import Wish
 
 LEASE_S = 40.0
 ATTEMPTS_LIMIT = 3
@@ -28,6 +30,12 @@ ATTEMPTS_LIMIT = 3
 
 MAX_LOG_CHARACTERS = 4_000
 """Of one line: a traceback fits, an archive's file list does not."""
+
+_COLUMN = {Wish.SAVE: "save_wanted_at", Wish.SAMPLE: "sample_wanted_at"}
+_ASKED = {
+    Wish.SAVE: "A checkpoint was asked for; it is saved after the current step.",
+    Wish.SAMPLE: "Previews were asked for; they are made after the current step.",
+}
 
 CLIENT_CANCELLED = 499
 CANCELLED_TEXT = "Request cancelled by the client."
@@ -89,6 +97,12 @@ class RenewResult:
     """What a worker learns whenever it writes."""
 
     cancel_requested: bool
+    wishes: Mapping[Wish, float] = field(default_factory=dict)
+    """Those that wait, with the time they were made at, which tells one from the next."""
+
+    @classmethod
+    def of(cls, row: Request) -> "RenewResult":
+        return cls(row.cancel_requested_at is not None, wishes_of(row))
 
 
 def claim(
@@ -161,8 +175,7 @@ def claim(
 
 def renew(session: Session, claim: Claim, lease_s: float = LEASE_S) -> RenewResult:
     """Move the lease's end to ``lease_s`` from now. Raises `LeaseLost`."""
-    row = _owned(session, claim, lease_expires_at=db_now() + lease_s)
-    return RenewResult(row.cancel_requested_at is not None)
+    return RenewResult.of(_owned(session, claim, lease_expires_at=db_now() + lease_s))
 
 
 def progress(
@@ -172,9 +185,11 @@ def progress(
     progress: Mapping[str, Any] | None = None,
     logs: Iterable[Log] = (),
     events: Iterable[Happened] = (),
+    granted: Iterable[Wish] = (),
 ) -> RenewResult:
     """Record what happened since the last call. Does not extend the lease. Raises `LeaseLost`."""
-    values = {} if progress is None else {"progress": dict(progress)}
+    values: dict[str, Any] = {} if progress is None else {"progress": dict(progress)}
+    values |= {_COLUMN[wish]: None for wish in granted}
     row = _owned(session, claim, **values)
     log(session, row.id, *logs)
     lines = [
@@ -183,7 +198,7 @@ def progress(
     ]
     for line in lines:
         session.execute(insert(Event).values(**line))
-    return RenewResult(row.cancel_requested_at is not None)
+    return RenewResult.of(row)
 
 
 def advance(session: Session, claim: Claim, prepared: Mapping[str, Any]) -> State:
@@ -324,6 +339,48 @@ def request_cancel(session: Session, request_id: str, owner: str) -> str:
     return CancelAnswer.REQUESTED
 
 
+def request_wish(session: Session, request_id: str, owner: str, wish: Wish) -> float:
+    """Ask a running training for something. Returns when it was asked for: while that waits to be
+    granted, asking again changes nothing.
+
+    Raises `UnknownRequest`, and `NotTraining` for what is not among its steps.
+    """
+    row = session.scalar(
+        select(Request)
+        .where(Request.id == request_id, Request.owner == owner)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if row is None:
+        raise UnknownRequest
+    _check_trains(row)
+    waiting = wishes_of(row).get(wish)
+    if waiting is not None:
+        return waiting
+    now = session.scalars(select(db_now())).one()
+    setattr(row, _COLUMN[wish], now)
+    log(session, row.id, Log(_ASKED[wish]))
+    return now
+
+
+def wishes_of(row: Request) -> dict[Wish, float]:
+    """Those that wait, and since when."""
+    found = {wish: getattr(row, column) for wish, column in _COLUMN.items()}
+    return {wish: since for wish, since in found.items() if since is not None}
+
+
+def _check_trains(row: Request) -> None:
+    if row.state == State.COMPLETED:
+        raise NotTraining("This request has ended.")
+    if row.cancel_requested_at is not None:
+        raise NotTraining("This request is being cancelled.")
+    if row.stage != Stage.TRAIN or row.state != State.RUNNING:
+        raise NotTraining("This request is not training yet. Ask again when its steps have begun.")
+    step, of = ((row.progress or {}).get(name) for name in ("step", "of"))
+    if step is not None and step == of:
+        raise NotTraining("Its last step is done; the LoRA and the last previews are on their way.")
+
+
 def log(session: Session, request_id: str, *lines: Log) -> None:
     """Append to a request's log."""
     for line in lines:
@@ -370,6 +427,7 @@ def finish(
 ) -> None:
     """The end of ``row``, which the caller holds locked. Nothing follows."""
     _drop_lease(row)
+    _drop_wishes(row)
     row.state = State.COMPLETED
     row.result_status = status
     row.result_body = dict(body)
@@ -400,6 +458,14 @@ def _drop_lease(row: Request) -> None:
     row.lease_token = None
     row.lease_expires_at = None
     row.worker = None
+
+
+def _drop_wishes(row: Request) -> None:
+    session = object_session(row)
+    assert session is not None
+    for wish in wishes_of(row):
+        setattr(row, _COLUMN[wish], None)
+        log(session, row.id, Log(f"It ended before the {wish} that was asked for.", "WARN"))
 
 
 def _owned(session: Session, claim: Claim, **values: Any) -> Request:

@@ -13,7 +13,7 @@ from app.clock import iso8601
 from app.db.engine import AsyncDatabase
 from app.db.models import Attempt, Purpose, Request, State
 from app.errors import ExpiredRequest, UnknownRequest
-from app.requests import repository
+from app.requests import lifecycle, repository
 from app.requests.answers import metrics_of, stage_of, urls
 from app.requests.ids import MAX_ID_CHARACTERS, IdInPath
 from app.requests.schemas import WIRE_STATUS, AttemptMade, Found, Listed, RequestList, Standing
@@ -198,6 +198,7 @@ def _found(row: Request, public_url: str, position: int | None, attempts: list[A
             "webhook_url": row.webhook_url,
             "queue_position": position,
             "cancel_requested": row.cancel_requested_at is not None,
+            "wishes": list(lifecycle.wishes_of(row)),
             "attempts": [
                 AttemptMade(
                     number=attempt.number,

@@ -5,6 +5,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from app.db.models import State
+from trainer.job import Wish
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 
@@ -100,6 +101,9 @@ class Found(Listed):
     webhook_url: str | None
     queue_position: int | None = Field(description="Only while IN_QUEUE.")
     cancel_requested: bool
+    wishes: list[Literal["save", "sample"]] = Field(
+        description="What its training was asked for and has not done yet."
+    )
     attempts: list[AttemptMade]
 
 
@@ -125,6 +129,13 @@ class Events(BaseModel):
     progress: dict[str, Any] | None
     events: list[LiveEvent]
     after: int = Field(description="Pass it as `after` to get what follows.")
+
+
+class Wished(BaseModel):
+    """A wish that waits for the end of a training's current step."""
+
+    wish: Wish
+    since: str = Field(description="When it was first asked for: ISO 8601, UTC.")
 
 
 class CancelAnswer(BaseModel):

@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 from app.clock import db_now
 from app.db.engine import Database
 from app.db.models import Attempt, Event, LogLine, Stage, State
+from app.errors import NotTraining, UnknownRequest
 from app.requests import lifecycle, reaper, repository
 from app.requests.lifecycle import Claim, Happened, LeaseLost, Log
 from tests.app.conftest import LOW, OWNER, put, row, submit
+from trainer.job import Wish
 
 FAILURE: dict[str, Any] = {
     "status": 500,
@@ -367,6 +369,58 @@ def test_cancel_of_what_one_does_not_own(database: Database, request_id: str) ->
     asked, owner = ("no such id", OWNER) if request_id == "missing" else (mine, "somebody else")
     assert do(database, lifecycle.request_cancel, asked, owner) == "NOT_FOUND"
     assert row(database, mine).cancel_requested_at is None
+
+
+def training(database: Database) -> Claim:
+    """Held by a worker in its training stage."""
+    submit(database)
+    do(database, lifecycle.advance, claimed(database), {"key": "x"})
+    return claimed(database, Stage.TRAIN)
+
+
+@pytest.mark.parametrize("wish", Wish)
+def test_a_wish_waits_until_it_is_granted(database: Database, wish: Wish) -> None:
+    held = training(database)
+    since = do(database, lifecycle.request_wish, held.request_id, OWNER, wish)
+    assert do(database, lifecycle.request_wish, held.request_id, OWNER, wish) == since
+    assert len([m for m in messages(database, held.request_id) if "asked for" in m]) == 1
+    assert do(database, lifecycle.renew, held).wishes == {wish: since}
+    do(database, lifecycle.release, held, "stopping")
+    again = claimed(database, Stage.TRAIN)
+    assert do(database, lifecycle.progress, again).wishes == {wish: since}, "for the next attempt"
+    assert do(database, lifecycle.progress, again, granted=[wish]).wishes == {}
+    assert do(database, lifecycle.request_wish, held.request_id, OWNER, wish) > since
+
+
+@pytest.mark.parametrize("how", ["complete", "fail for good", "cancelled"])
+def test_a_wish_that_is_left_is_dropped(database: Database, how: str) -> None:
+    held = training(database)
+    do(database, lifecycle.request_wish, held.request_id, OWNER, Wish.SAVE)
+    do(database, WRITES[how], held)
+    assert lifecycle.wishes_of(row(database, held.request_id)) == {}
+    assert "It ended before the save that was asked for." in messages(database, held.request_id)
+
+
+def test_only_a_running_training_has_wishes(database: Database) -> None:
+    def refused(error: type[Exception], words: str, owner: str = OWNER) -> None:
+        with pytest.raises(error, match=words):
+            do(database, lifecycle.request_wish, request_id, owner, Wish.SAVE)
+
+    request_id = submit(database)
+    refused(NotTraining, "not training yet")
+    prepare = claimed(database)
+    refused(NotTraining, "not training yet")
+    do(database, lifecycle.advance, prepare, {"key": "x"})
+    refused(NotTraining, "not training yet")
+    held = claimed(database, Stage.TRAIN)
+    refused(UnknownRequest, "not found", owner="somebody else")
+    do(database, lifecycle.progress, held, progress={"step": 9, "of": 9})
+    refused(NotTraining, "last step")
+    do(database, lifecycle.progress, held, progress={"step": 8, "of": 9})
+    do(database, lifecycle.request_cancel, request_id, OWNER)
+    refused(NotTraining, "being cancelled")
+    do(database, lifecycle.cancelled, held)
+    refused(NotTraining, "has ended")
 
 
 def test_reaper_ends_a_cancelled_request_whose_worker_is_gone(database: Database) -> None:

@@ -6,7 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import select, update
 
+from app.clock import db_now
+from app.db.models import BrowserSession
 from app.keys import store
 from app.sessions import COOKIE
 from tests.app.conftest import Gateway, running
@@ -96,16 +99,21 @@ def test_only_our_pages_change_anything(gateway: Gateway, origin: str | None, st
         assert ("set-cookie" in answer.headers) == (status == 200)
 
 
-def test_logging_out(gateway: Gateway) -> None:
+def test_logging_out_ends_a_copied_cookie_too(gateway: Gateway) -> None:
     log_in(gateway)
     own = {"origin": gateway.settings.public_url}
-    assert gateway.client.post("/console/logout").status_code == 403
-    gateway.client.post("/console/logout", headers=own)
-    assert gateway.client.get("/requests").status_code == 401
+    copied = cookie(gateway.client.cookies[COOKIE])
+    log_in(gateway)
+    other = cookie(gateway.client.cookies[COOKIE])
+    gateway.client.cookies.clear()
+    assert gateway.client.post("/console/logout", headers=copied).status_code == 403
+    assert gateway.client.get("/requests", headers=copied).status_code == 200
+    gateway.client.post("/console/logout", headers={**copied, **own}, follow_redirects=False)
+    assert gateway.client.get("/requests", headers=copied).status_code == 401
+    assert gateway.client.get("/requests", headers=other).status_code == 200, "another browser"
 
 
-def test_a_session_ends_with_its_key(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.keys.table.FRESH_S", 0.0)
+def test_a_session_ends_with_its_key(gateway: Gateway) -> None:
     with gateway.database.write() as session:
         id, key = store.create(session, "ann", store.Limits())
     log_in(gateway, key)
@@ -115,15 +123,49 @@ def test_a_session_ends_with_its_key(gateway: Gateway, monkeypatch: pytest.Monke
     assert gateway.client.get("/requests").status_code == 401
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", None], ids=str)
+def test_no_other_page_makes_or_revokes_a_key(gateway: Gateway, origin: str | None) -> None:
+    log_in(gateway)
+    headers = {} if origin is None else {"origin": origin}
+    made = gateway.client.post("/keys", json={"name": "eve"}, headers=headers)
+    assert made.status_code == 403
+    assert gateway.client.delete("/keys/rs-1", headers=headers).status_code == 403
+    own = {"origin": gateway.settings.public_url}
+    assert gateway.client.post("/keys", json={"name": "ann"}, headers=own).status_code == 201
+
+
+def test_the_single_user_makes_no_key(tmp_path: Path, migrated_sqlite: Path) -> None:
+    """It would lock the browser out."""
+    with running(tmp_path, migrated_sqlite) as alone:
+        answer = alone.client.post("/keys", json={"name": "ann"})
+        assert answer.status_code == 403
+        assert "reelsmith keys create" in answer.json()["detail"]
+        assert alone.client.get("/requests").status_code == 200
+
+
+def test_a_session_ends_by_itself(gateway: Gateway) -> None:
+    log_in(gateway)
+    kept = cookie(gateway.client.cookies[COOKIE])
+    with gateway.database.write() as session:
+        session.execute(update(BrowserSession).values(expires_at=db_now() - 1))
+    gateway.client.cookies.clear()
+    assert gateway.client.get("/requests", headers=kept).status_code == 401
+    log_in(gateway)
+    with gateway.database.read() as session:
+        assert len(session.scalars(select(BrowserSession)).all()) == 1, "the old one is swept"
+
+
+def test_the_database_does_not_have_the_cookie(gateway: Gateway) -> None:
+    log_in(gateway)
+    with gateway.database.read() as session:
+        found = session.scalars(select(BrowserSession)).one()
+    assert gateway.client.cookies[COOKIE] not in (found.digest, found.owner)
+
+
 @pytest.mark.parametrize(
     "change",
-    [
-        lambda v: v[:-1] + "x",
-        lambda v: v.replace("key-", "rs-"),
-        lambda v: "",
-        lambda v: "1-2.local",
-    ],
-    ids=["another owner", "another kind", "empty", "made up"],
+    [lambda v: v[::-1], lambda v: v[:-1], lambda v: "", lambda v: "1-2.local"],
+    ids=["another", "cut", "empty", "made up"],
 )
 def test_a_cookie_of_ones_own_making(gateway: Gateway, change: Any) -> None:
     log_in(gateway)

@@ -15,6 +15,7 @@ from tests.service.harness import Stack, kill_group, stack
 
 END_MS = 150_000
 """The tiny model needs seconds; a busy machine may need more."""
+ASKED = {"save": "Saved the checkpoint of step", "sample": "Made previews after step"}
 FEW = {"number_of_frames": "9", "validation_number_of_frames": "9"}
 SMALL = {"aspect_ratio": "16:9", "validation_aspect_ratio": "16:9", "resolution": "low"}
 
@@ -105,6 +106,11 @@ def test_from_a_folder_to_a_lora(service: Stack, browser: Browser, folder: Path)
 
     badge = page.locator("#state .badge")
     expect(page.locator("#now-numbers")).to_be_visible(timeout=END_MS)
+    for wish in ("save", "sample"):
+        button = page.locator(f"[data-wish={wish}]")
+        button.click()
+        expect(page.locator("#log")).to_contain_text(ASKED[wish], timeout=END_MS)
+        expect(button).to_be_enabled()
     page.reload()
     restart_gateway(service)
     expect(badge).to_have_text("Done", timeout=END_MS)
@@ -112,7 +118,8 @@ def test_from_a_folder_to_a_lora(service: Stack, browser: Browser, folder: Path)
 
     expect(page.locator("#now-step")).to_have_text("100")
     expect(page.locator("#chart canvas")).to_be_visible()
-    expect(page.locator("#previews figure")).to_have_count(4)
+    expect(page.locator("#previews figure")).to_have_count(5)
+    expect(page.locator("[data-wish=save]")).to_be_hidden()
     expect(page.locator("#log")).to_contain_text("Storing the LoRA and the previews")
     for name in ("lora.safetensors", "config.json", "reel.mp4"):
         expect(page.locator("#files")).to_contain_text(name)

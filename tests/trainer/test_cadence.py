@@ -38,6 +38,15 @@ def test_what_a_round_costs_is_learnt() -> None:
     assert budget.allows(first_guess_s=1000, training_s=1000)
 
 
+def test_a_round_on_request_takes_nothing_from_the_others() -> None:
+    budget = PreviewBudget(share=0.1)
+    budget.paid(1000, asked=True)
+    assert budget.spent_s == 1000
+    assert not budget.allows(first_guess_s=1, training_s=1000), "its price is known now"
+    budget.paid(5)
+    assert budget.allows(first_guess_s=1000, training_s=1000)
+
+
 def test_the_guess_is_the_specifications() -> None:
     """`ltx-training.md` 5.5: 30 steps at high 1:1 take 40 s where a medium step takes 0.59 s."""
     guess = guess_round_s(

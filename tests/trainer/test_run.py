@@ -13,15 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 from safetensors import safe_open
 
+from preprocessing.events import EventLog
 from preprocessing.manifest import Manifest
 from tests.trainer.jobs import make_dataset, make_job, make_spec, read_events, stages
 from trainer import cadence
 from trainer.adapter import adapter_state
-from trainer.job import Control, JobDir, Result
+from trainer.job import Control, JobDir, Result, Wish
 from trainer.model import BaseModel
 from trainer.plan import MachineSettings
 from trainer.run import INTERNAL_ERROR, ModelCache, run_job
@@ -216,6 +218,49 @@ def test_a_damaged_checkpoint_costs_steps_only(
     messages = [event for event in read_events(directory) if event["kind"] == "log"]
     assert any("damaged" in event["message"] for event in messages)
     assert same_training(directory, uninterrupted)
+
+
+def test_a_save_and_a_sample_on_request_change_nothing(
+    tmp_path: Path, silent_dataset: Path, cache: Path, models: ModelCache
+) -> None:
+    """After step 1, where neither is due."""
+    spec = make_spec(prompts=("a red fox",), num_steps=6)
+    without = make_job(tmp_path / "without", silent_dataset, cache, spec=spec)
+    asked = make_job(tmp_path / "asked", silent_dataset, cache, spec=spec)
+    for wish in Wish:
+        asked.wish(wish)
+        asked.wish(wish)
+    for directory in (without, asked):
+        assert run_job(directory.root, models).status == "completed"
+    assert same_training(asked, without)
+    assert not asked.wishes()
+    events = read_events(asked)
+    granted = [(e["wish"], e["step"]) for e in events if e["kind"] == "granted"]
+    assert granted == [("save", 1), ("sample", 1)]
+    assert [e["step"] for e in events if e["kind"] == "checkpoint"] == [1, 4, 6]
+    assert [e["step"] for e in events if e["kind"] == "preview"] == [1, 3, 6]
+    with av.open(str(asked.reel)) as reel:
+        steps = [chapter["metadata"]["title"] for chapter in reel.chapters()]
+    assert steps == [f"Step {step}: a red fox" for step in (1, 3, 6)]
+
+
+def test_a_stop_comes_before_previews_on_request(
+    tmp_path: Path, silent_dataset: Path, cache: Path, models: ModelCache
+) -> None:
+    """The next attempt has the wish again, so this one does not say that it was granted."""
+    spec = make_spec(prompts=("a",), num_steps=6)
+    directory = make_job(tmp_path / "job", silent_dataset, cache, spec=spec)
+    directory.wish(Wish.SAMPLE)
+
+    class Telling(EventLog):
+        def emit(self, kind: str, **fields: Any) -> None:
+            super().emit(kind, **fields)
+            if fields.get("name") == "previews":
+                directory.tell(Control.RELEASE)
+
+    assert run_job(directory.root, models, log=Telling).status == "released"
+    assert directory.wishes() == {Wish.SAMPLE}
+    assert "granted" not in {event["kind"] for event in read_events(directory)}
 
 
 def test_sigterm_releases_the_job(tmp_path: Path, silent_dataset: Path, cache: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from app.db.models import Stage
 from app.requests.lifecycle import Claim, LeaseLost, RenewResult
+from trainer.job import Wish
 from workers.lease import LeaseKeeper
 
 CLAIM = Claim("r", "t", Stage.TRAIN, 1, 1, 3, "w", "o", "e", "m", {}, "p", None, False, False)
@@ -41,6 +42,14 @@ def test_cancel_flag_is_passed_on() -> None:
     with LeaseKeeper(lambda: RenewResult(True), lease_s=10, heartbeat_s=0.02) as lease:
         assert eventually(lambda: lease.cancel_requested)
         assert not lease.lost
+
+
+def test_wishes_are_passed_on() -> None:
+    renewal = RenewResult(False, {Wish.SAVE: 1.0})
+    with LeaseKeeper(lambda: renewal, lease_s=10, heartbeat_s=0.02) as lease:
+        assert eventually(lambda: lease.wishes == {Wish.SAVE: 1.0})
+        renewal = RenewResult(False)
+        assert eventually(lambda: not lease.wishes)
 
 
 def test_taken_away() -> None:

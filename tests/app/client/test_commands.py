@@ -17,11 +17,12 @@ import pytest
 
 from app.client import service as services
 from app.db.engine import Database
+from app.db.models import Stage
 from app.dev import free_port
 from app.requests import lifecycle
 from app.requests.lifecycle import Log
 from tests.app.client.conftest import KEY, OTHER, Command, Served, serving
-from tests.app.conftest import row, submit
+from tests.app.conftest import put, row, submit
 from tests.app.test_lifecycle import claimed, do
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -186,7 +187,21 @@ def test_cancel(served: Served, command: Command) -> None:
     assert command("result", request_id).exit_code == 1
 
 
-@pytest.mark.parametrize("name", ["status", "logs", "result", "cancel"])
+@pytest.mark.parametrize("wish", ["save", "sample"])
+def test_save_and_sample(served: Served, command: Command, wish: str) -> None:
+    request_id = submit(served.database)
+    input = {"training_data_url": "https://example.com/a.zip", "validation": [{"prompt": "a"}]}
+    put(served.database, request_id, input=input)
+    early = command(wish, request_id)
+    assert early.exit_code == 2
+    assert "not training yet" in early.stderr
+    do(served.database, lifecycle.advance, claimed(served.database), {"key": "x"})
+    claimed(served.database, Stage.TRAIN)
+    assert command(wish, request_id).exit_code == 0
+    assert list(lifecycle.wishes_of(row(served.database, request_id))) == [wish]
+
+
+@pytest.mark.parametrize("name", ["status", "logs", "result", "cancel", "save", "sample"])
 def test_an_id_that_is_none(command: Command, name: str) -> None:
     done = command(name, "0" * 8)
     assert (done.exit_code, done.stderr[:27]) == (2, "There is no such request (o")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sqlalchemy import delete, insert, text
 
 from app.auth import owner_of
 from app.db.engine import Database
-from app.db.models import Base, Event, LogLine, Stage, Worker
+from app.db.models import Base, Event, LogLine, Purpose, Stage, Worker
 from app.keys import store
 from app.requests import lifecycle
 from tests.app.client.conftest import KEY, OTHER, Served, serving
@@ -295,3 +296,91 @@ def test_a_worker_of_both_queues_tells_of_its_gpu(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert presence.device_facts(queue)["device"].startswith(device)
+
+
+def trains(served: Served, **input: Any) -> str:
+    """A request that a worker trains now."""
+    id = submit(served.database, owner_of(KEY))
+    if input:
+        put(served.database, id, input={"training_data_url": "https://example.com/a.zip", **input})
+    held = claimed(served.database)
+    do(served.database, lifecycle.advance, held, {"key": "x"})
+    claimed(served.database, Stage.TRAIN)
+    return id
+
+
+def test_save_and_sample_now(guarded: Served) -> None:
+    id = trains(guarded, validation=[{"prompt": "a fox"}])
+    for wish in ("save", "sample"):
+        path = f"/requests/{id}/{wish}"
+        assert ask(guarded, path, THEIRS, method="PUT").status_code == 404
+        answer = ask(guarded, path, method="PUT")
+        assert answer.status_code == 202
+        assert answer.json()["wish"] == wish
+        assert answer.headers["x-fal-request-id"] == id
+        assert ask(guarded, path, method="PUT").json() == answer.json(), "the same wish"
+    assert ask(guarded, f"/requests/{id}").json()["wishes"] == ["save", "sample"]
+
+
+def test_what_can_not_be_saved_or_sampled_now(guarded: Served) -> None:
+    silent = trains(guarded)
+    waiting = submit(guarded.database, owner_of(KEY))
+    check = submit(guarded.database, owner_of(KEY), purpose=Purpose.CHECK)
+    for id, wish, words in (
+        (silent, "sample", "no validation prompts"),
+        (waiting, "save", "not training yet"),
+        (check, "save", "no training"),
+    ):
+        answer = ask(guarded, f"/requests/{id}/{wish}", method="PUT")
+        assert (answer.status_code, answer.json()["error_type"]) == (409, "not_training")
+        assert words in answer.json()["detail"]
+    assert ask(guarded, "/requests/nothing/save", method="PUT").status_code == 404
+
+
+def make(served: Served, body: Any, headers: dict[str, str] = MINE) -> httpx.Response:
+    return httpx.post(f"{served.url}/keys", json=body, headers=headers, trust_env=False)
+
+
+def test_an_operator_makes_and_revokes_a_key(guarded: Served) -> None:
+    made = make(guarded, {"name": " ann ", "max_running": 1})
+    assert made.status_code == 201
+    id, key = made.json()["id"], made.json()["key"]
+    hers = {"authorization": f"Key {key}"}
+    (shown,) = ask(guarded, "/keys", hers).json()["keys"]
+    assert (shown["name"], shown["running"]["limit"], shown["queued"]["limit"]) == ("ann", 1, None)
+    assert key not in ask(guarded, "/keys").text
+    assert make(guarded, {"name": "bob"}, hers).status_code == 403, "she runs no service"
+    assert ask(guarded, f"/keys/{id}", hers, method="DELETE").status_code == 403
+
+    revoked = ask(guarded, f"/keys/{id}", method="DELETE")
+    assert revoked.status_code == 200
+    assert ask(guarded, f"/keys/{id}", method="DELETE").json() == revoked.json(), "once"
+    deadline = time.monotonic() + 30
+    while ask(guarded, "/requests", hers).status_code != 401:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "name"),
+        ({"name": "  "}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "x" * 101}, "name"),
+        ({"name": "ann", "max_running": -1}, "max_running"),
+        ({"name": "ann", "admin": True}, "admin"),
+    ],
+    ids=str,
+)
+def test_a_bad_wish_for_a_key(guarded: Served, body: Any, field: str) -> None:
+    answer = make(guarded, body)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", field]
+
+
+@pytest.mark.parametrize("id", ["rs-nobody", owner_of(KEY)])
+def test_revoking_what_is_no_key_of_the_database(guarded: Served, id: str) -> None:
+    answer = ask(guarded, f"/keys/{id}", method="DELETE")
+    assert answer.status_code == 404
+    assert "REELSMITH_API_KEYS" in answer.json()["detail"]

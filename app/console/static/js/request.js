@@ -52,14 +52,34 @@ function showProgress({ progress }) {
   put("now-eta", progress.eta_s == null ? null : duration(progress.eta_s));
 }
 
+// A checkpoint and previews can be asked for between the first step and the last.
+function showWishes({ status, stage, progress }) {
+  const ended = progress?.step != null && progress.step === progress.of;
+  const now = status === "IN_PROGRESS" && stage === "train" && !ended;
+  for (const button of $$("[data-wish]")) button.hidden = !now;
+}
+
+function waits(button, yes) {
+  button.disabled = yes;
+  button.textContent = yes ? button.dataset.doing : button.dataset.title;
+}
+
+function granted({ data }) {
+  const button = $(`[data-wish=${data.wish}]`);
+  if (button) waits(button, false);
+  say(`${data.wish === "save" ? "Saved" : "Sampled"} after step ${number(data.step)}.`);
+}
+
 let last = "";
 function changed(change) {
   const progress = change.progress ?? {};
-  const stages = change.events.filter((event) => event.kind === "stage").length;
+  const stages = change.events.filter(({ kind }) => kind === "stage" || kind === "checkpoint").length;
   const now = `${change.status} ${change.stage} ${progress.stage} ${change.queue_position}`;
   if (now !== last || stages) window.htmx.trigger(document.body, "request-changed");
   last = now;
   if (change.status === "COMPLETED") $("#cancel")?.remove();
+  for (const event of change.events) if (event.kind === "granted") granted(event);
+  showWishes(change);
   showProgress(change);
 }
 
@@ -93,6 +113,20 @@ $("#cancel")?.addEventListener("click", async (event) => {
   }
 });
 
+for (const button of $$("[data-wish]")) {
+  button.addEventListener("click", async () => {
+    waits(button, true);
+    try {
+      await api("PUT", `${page.base}/${button.dataset.wish}`);
+      say("It is done after the current step.");
+    } catch (error) {
+      waits(button, false);
+      say(error.message);
+    }
+  });
+}
+
+showWishes(page.now);
 const columns = chart ? await chart.load() : { after: 0 };
 if (chart) chartControls();
 const running = page.standing === "queued" || page.standing === "running";
