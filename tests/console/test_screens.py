@@ -43,6 +43,13 @@ def test_a_screen(eyes: dict[str, Watched], seed: Seed, axe: str, look: str, nam
     eyes[look].check()
 
 
+def test_a_report_fits_on_a_phone(eyes: dict[str, Watched], seed: Seed) -> None:
+    page = eyes["phone-dark"].page()
+    page.goto(path_of("report", seed.ids))
+    box = page.locator(".scroll:has(table.report)")
+    assert box.evaluate("(box) => box.scrollWidth - box.clientWidth") <= 0
+
+
 def opened(watched: Watched, path: str) -> Page:
     page = watched.page()
     page.goto(path)
