@@ -20,6 +20,8 @@ from tests.faults.stack import Layout
 THREADS = 8
 HANGS_S = 5.0
 """No submit may take longer, whatever is broken."""
+DYING = ("submit.before_commit", "submit.after_commit", "store.before_put")
+"""Where gateways die in R4; the last is the probe of their readiness."""
 
 
 def r3(asked: Asked) -> Figure:
@@ -54,10 +56,10 @@ def r4(asked: Asked) -> Figure:
     with scene(figure, asked.seed, Layout(gateways=2, queues=())) as on:
 
         def kill(number: int) -> None:
-            on.stack.wait_ready()  # by the other one, at least
+            on.stack.until(on.stack.ready, 60.0, "a gateway that is ready")
             victim = on.stack.gateways[number % 2]
             if on.rng.random() < 0.5:
-                on.stack.arm(on.rng.choice(["submit.before_commit", "submit.after_commit"]), "kill")
+                on.stack.arm(on.rng.choice(DYING), "kill")
                 time.sleep(0.3)
             victim.kill()
             on.stack.restart_dead()

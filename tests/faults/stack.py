@@ -184,12 +184,14 @@ class Stack:
             part.thaw()
         self.restart_dead()
 
+    def ready(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return self.http.get("/ready").status_code == 200
+        return False
+
     def wait_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                if self.http.get("/ready").status_code == 200:
-                    return
+        while not self.ready():
             assert time.monotonic() < deadline, self.tails()
             time.sleep(0.1)
 
