@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Tag, TypeAdapter
 from preprocessing.events import EVENTS_FILE
 from trainer.generation import GenerationResult, GenerationSpec, SafetyClassifier
 from trainer.plan import MachineSettings
-from trainer.spec import TrainingSpec
+from trainer.spec import TrainingSpec, Wish
 
 JOB_FILE = "job.json"
 CONTROL_FILE = "control"
@@ -45,15 +45,6 @@ class Control(StrEnum):
     """Stop now; the adapter so far is saved as a checkpoint."""
     RELEASE = "release"
     """Save a checkpoint and stop: this machine is needed, another one goes on."""
-
-
-class Wish(StrEnum):
-    """What a training may be asked for on its way; its result is the same with it and without."""
-
-    SAVE = "save"
-    """A checkpoint after the current step."""
-    SAMPLE = "sample"
-    """Previews after the current step."""
 
 
 class Job(BaseModel):

@@ -28,11 +28,11 @@ from trainer.errors import CapacityError, DivergedError
 from trainer.examples import Examples
 from trainer.execution import COMPILER, compile_blocks, execution_of, wants_compiling
 from trainer.flow import Draws, Example, draw, velocity_loss
-from trainer.job import Control, Wish
+from trainer.job import Control
 from trainer.parallel import ALONE, Group
 from trainer.plan import MachineSettings, Plan
 from trainer.policy import apply_plan, fall_back, fewer_recomputed, free_bytes
-from trainer.spec import TrainingSpec
+from trainer.spec import TrainingSpec, Wish
 from trainer.timesteps import sample_index, step_generator
 
 FLUSH_EVERY = 10

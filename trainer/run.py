@@ -32,7 +32,7 @@ from trainer.examples import Examples, clip_masks
 from trainer.footage import Dataset
 from trainer.generate import Generation
 from trainer.given import GivenSource, open_sources
-from trainer.job import Control, GenerateJob, Job, JobDir, Result, Wish, write_atomically
+from trainer.job import Control, GenerateJob, Job, JobDir, Result, write_atomically
 from trainer.loop import Hooks, Stopped, Trainer, train
 from trainer.lora_file import LoraMetadata, save_lora
 from trainer.model import BaseModel
@@ -45,7 +45,7 @@ from trainer.preview import find_previews, preview_steps, validation_geometry
 from trainer.quantised import quantised_to
 from trainer.reel import make_reel
 from trainer.rounds import Rounds
-from trainer.spec import TrainingSpec
+from trainer.spec import TrainingSpec, Wish
 
 INTERNAL_ERROR = "internal_error"
 """Not foreseen: the process that had it should not be trusted with another job."""

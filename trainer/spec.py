@@ -3,6 +3,7 @@
 A mode of the API is nothing but a choice of these values; nothing below this file knows modes.
 """
 
+from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -118,3 +119,12 @@ class TrainingSpec(_Data):
     """Linear decay from 1 to this over all steps."""
     weight_decay: float = 0.01
     validation: ValidationSpec
+
+
+class Wish(StrEnum):
+    """What a training may be asked for on its way; its result is the same with it and without."""
+
+    SAVE = "save"
+    """A checkpoint after the current step."""
+    SAMPLE = "sample"
+    """Previews after the current step."""

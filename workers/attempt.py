@@ -18,7 +18,7 @@ from app.modes.base import AnyGeneration, AnyMode, AnyTraining, Generation, Trai
 from app.requests import lifecycle
 from app.requests.lifecycle import Claim, LeaseLost
 from preprocessing.failpoints import reach
-from trainer.job import Wish
+from trainer.spec import Wish
 from workers.failures import Failure, unforeseen
 from workers.forward import Forwarder
 from workers.lease import LeaseKeeper

@@ -11,7 +11,7 @@ from app.db.engine import Database
 from app.metrics.counts import STAGE_TIME, STEP_TIME
 from app.requests import lifecycle
 from app.requests.lifecycle import Claim, Happened, Log
-from trainer.job import Wish
+from trainer.spec import Wish
 
 log = structlog.get_logger()
 

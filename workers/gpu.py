@@ -7,7 +7,8 @@ from typing import Any, Final, NoReturn, Protocol
 import structlog
 
 from app.requests.lifecycle import LeaseLost
-from trainer.job import Control, JobDir, Result, Wish
+from trainer.job import Control, JobDir, Result
+from trainer.spec import Wish
 from workers.attempt import Attempt, Cancelled, Released
 from workers.children import POLL_S, TrainerProcess
 from workers.failures import our_fault, users_fault

@@ -8,7 +8,7 @@ from types import TracebackType
 import structlog
 
 from app.requests.lifecycle import LeaseLost, RenewResult
-from trainer.job import Wish
+from trainer.spec import Wish
 
 log = structlog.get_logger()
 

@@ -131,7 +131,7 @@ class Request(Base):
     cancel_requested_at: Mapped[float | None] = mapped_column(Float)
     save_wanted_at: Mapped[float | None] = mapped_column(Float)
     sample_wanted_at: Mapped[float | None] = mapped_column(Float)
-    """Wishes of `trainer.job.Wish` that wait to be granted; NULL: none does."""
+    """Wishes of `trainer.spec.Wish` that wait to be granted; NULL: none does."""
 
     woken_at: Mapped[float | None] = mapped_column(Float)
     """When a wake-up was last sent for this stage; NULL: one is due."""

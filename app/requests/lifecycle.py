@@ -22,7 +22,7 @@ from app.db.models import Attempt, Event, LogLine, Outcome, Purpose, Request, St
 from app.errors import NotTraining, UnknownRequest
 from app.keys import limits
 from preprocessing.failpoints import reach
-from trainer.job import Wish
+from trainer.spec import Wish
 
 LEASE_S = 40.0
 ATTEMPTS_LIMIT = 3

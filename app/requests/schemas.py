@@ -5,7 +5,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from app.db.models import State
-from trainer.job import Wish
+from trainer.spec import Wish
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 

@@ -17,7 +17,7 @@ from app.requests import lifecycle
 from app.requests.ids import IdInPath
 from app.requests.listing import own_request
 from app.requests.schemas import Wished
-from trainer.job import Wish
+from trainer.spec import Wish
 
 ACCEPTED: Final = 202
 

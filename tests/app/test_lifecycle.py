@@ -16,7 +16,7 @@ from app.errors import NotTraining, UnknownRequest
 from app.requests import lifecycle, reaper, repository
 from app.requests.lifecycle import Claim, Happened, LeaseLost, Log
 from tests.app.conftest import LOW, OWNER, put, row, submit
-from trainer.job import Wish
+from trainer.spec import Wish
 
 FAILURE: dict[str, Any] = {
     "status": 500,

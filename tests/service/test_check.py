@@ -1,13 +1,21 @@
 """A check on real clips: the report of the training, its refusals, and its prepared data."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import real_clip
-from tests.service.harness import SMALL, Stack, upload, zip_of
+from tests.service.harness import SMALL, Stack, stack, upload, zip_of
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One that has measured nothing yet."""
+    with stack(tmp_path_factory.mktemp("service")) as running:
+        yield running
 
 
 def test_a_check_then_its_training(running: Stack, clips: Path) -> None:

@@ -23,11 +23,11 @@ from preprocessing.manifest import Manifest
 from tests.trainer.jobs import make_dataset, make_job, make_spec, read_events, stages
 from trainer import cadence
 from trainer.adapter import adapter_state
-from trainer.job import Control, JobDir, Result, Wish
+from trainer.job import Control, JobDir, Result
 from trainer.model import BaseModel
 from trainer.plan import MachineSettings
 from trainer.run import INTERNAL_ERROR, ModelCache, run_job
-from trainer.spec import SampleMask, Suffix
+from trainer.spec import SampleMask, Suffix, Wish
 
 NUM_STEPS = 30
 TIMEOUT_S = 120

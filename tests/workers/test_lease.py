@@ -7,7 +7,7 @@ import pytest
 
 from app.db.models import Stage
 from app.requests.lifecycle import Claim, LeaseLost, RenewResult
-from trainer.job import Wish
+from trainer.spec import Wish
 from workers.lease import LeaseKeeper
 
 CLAIM = Claim("r", "t", Stage.TRAIN, 1, 1, 3, "w", "o", "e", "m", {}, "p", None, False, False)
