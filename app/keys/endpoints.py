@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from sqlalchemy.orm import Session
 
@@ -14,8 +14,7 @@ from app.keys import store
 from app.keys.sizes import MAX_BYTES
 from app.keys.store import MAX_COUNT, MAX_NAME_CHARACTERS
 from app.requests.body import read_json_bytes
-
-MAX_ID_CHARACTERS: Final = 64
+from app.requests.ids import IdInPath
 
 
 class KeyWanted(BaseModel):
@@ -82,9 +81,7 @@ def make_router(database: AsyncDatabase, authenticate: Authenticator) -> APIRout
         return KeyMade(id=id, name=wanted.name, key=key)
 
     @router.delete("/keys/{key_id}", dependencies=[Depends(operator)])
-    async def revoke_key(
-        key_id: Annotated[str, Path(max_length=MAX_ID_CHARACTERS)],
-    ) -> KeyRevoked:
+    async def revoke_key(key_id: IdInPath) -> KeyRevoked:
         """Nobody enters with it any more, within two seconds; its browser sessions end at once,
         and what it has submitted goes on."""
         return KeyRevoked(id=key_id, revoked_at=iso8601(await database.write(_revoke, key_id)))

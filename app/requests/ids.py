@@ -10,7 +10,9 @@ FORM: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 MAX_ID_CHARACTERS: Final = 64
 """Longer than any id; what is longer names no request."""
 
-IdInPath = Annotated[str, Path(max_length=MAX_ID_CHARACTERS)]
+NO_NUL: Final = r"^[^\x00]*$"
+"""PostgreSQL can't even be asked for a text with NUL."""
+IdInPath = Annotated[str, Path(max_length=MAX_ID_CHARACTERS, pattern=NO_NUL)]
 
 MAX_ROW_ID: Final = (1 << 63) - 1
 """What the database's integers hold."""

@@ -318,15 +318,20 @@ class CancelAnswer:
     NOT_FOUND = "NOT_FOUND"
 
 
-def request_cancel(session: Session, request_id: str, owner: str) -> str:
-    """Ask for the end of a request; a queued one ends at once. Returns a `CancelAnswer`."""
-    row = session.scalar(
+def _locked(session: Session, request_id: str, owner: str) -> Request | None:
+    """``owner``'s request, held until the transaction ends."""
+    return session.scalar(
         select(Request)
         .where(Request.id == request_id, Request.owner == owner)
         .with_for_update()
         # The caller may have looked the row up before it was locked.
         .execution_options(populate_existing=True)
     )
+
+
+def request_cancel(session: Session, request_id: str, owner: str) -> str:
+    """Ask for the end of a request; a queued one ends at once. Returns a `CancelAnswer`."""
+    row = _locked(session, request_id, owner)
     if row is None:
         return CancelAnswer.NOT_FOUND
     if row.state == State.COMPLETED:
@@ -345,12 +350,7 @@ def request_wish(session: Session, request_id: str, owner: str, wish: Wish) -> f
 
     Raises `UnknownRequest`, and `NotTraining` for what is not among its steps.
     """
-    row = session.scalar(
-        select(Request)
-        .where(Request.id == request_id, Request.owner == owner)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
+    row = _locked(session, request_id, owner)
     if row is None:
         raise UnknownRequest
     _check_trains(row)

@@ -384,3 +384,19 @@ def test_revoking_what_is_no_key_of_the_database(guarded: Served, id: str) -> No
     answer = ask(guarded, f"/keys/{id}", method="DELETE")
     assert answer.status_code == 404
     assert "REELSMITH_API_KEYS" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/requests/a%00b/save"),
+        ("PUT", "/requests/a%00b/sample"),
+        ("GET", "/requests/a%00b"),
+        ("GET", "/requests?before=a%00b"),
+    ],
+)
+def test_an_id_with_nul_is_no_fault_of_ours(gateway: Served, method: str, path: str) -> None:
+    """SQLite looks for it; PostgreSQL's driver raises."""
+    headers = {"Authorization": f"Key {KEY}"}
+    reply = httpx.request(method, gateway.url + path, headers=headers, trust_env=False)
+    assert reply.status_code in (404, 422), reply.text
