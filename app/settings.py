@@ -95,7 +95,10 @@ class Settings(BaseSettings):
     preview_steps: int = Field(default=30, ge=1, le=100)
     """Sampling steps of a validation preview. Fewer are quicker and rougher."""
     checkpoint_every: int = Field(default=250, ge=1)
-    """Steps; as many are lost at most when a machine goes away."""
+    """Steps after which a checkpoint is saved, if it is not time for one before."""
+    checkpoint_every_s: float | None = Field(default=45.0, gt=0)
+    """Seconds after which one is saved however few the steps: with the time to store it, the work
+    that is repeated when a machine goes away (`docs/reliability.md` R1)."""
     safety_classifier: Path | None = None
     """Of generated videos: a folder, on the GPU worker, with an image classifier for transformers'
     ``AutoModelForImageClassification``. None: ``enable_safety_checker`` checks nothing."""

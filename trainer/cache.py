@@ -20,11 +20,12 @@ from typing import Final
 from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.footage import Footage
 from trainer.model import BaseModel
+from trainer.tensor_file import save_tensors
 from trainer.text import PromptContext
 
 MAX_CACHE_BYTES: Final = 50 * 1024**3
@@ -144,7 +145,7 @@ def save_whole(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside)
+        save_tensors(tensors, aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

@@ -1,7 +1,9 @@
-"""How often a training stops for previews: they must not cost more than a share of it.
+"""How often a training saves a checkpoint, and how often it stops for previews.
 
-Previews of the default size can take longer than all steps together (`ltx-training.md` 5.5), so
-some of the points that the spec names are passed over. The last one never is.
+Checkpoints come so often that a lost machine costs little work (`reliability.md` R1). Previews
+must not cost more than a share of the training: of the default size, they can take longer than all
+steps together (`ltx-training.md` 5.5). So some of the points that the spec names are passed over;
+the last one never is.
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,32 @@ ALWAYS_GRANTED_S: Final = 120.0
 """So much previewing nobody minds, however short the training."""
 _FORWARD_SHARE: Final = 0.43
 """Of a training step; a guess for the first preview's price, until one was made."""
+
+
+@dataclass
+class CheckpointPace:
+    """When the next checkpoint is due: ``every`` so many steps, and where ``every_s`` is given, so
+    many seconds after the one before, whichever comes first. A point that was missed, because one
+    was still being written, is made up for."""
+
+    every: int
+    every_s: float | None
+    step: int
+    """Of the newest one, or where the training begins."""
+    at: float
+    """When that was, by a clock that does not jump."""
+
+    def is_due(self, step: int, now: float) -> bool:
+        """
+        >>> pace = CheckpointPace(every=250, every_s=45.0, step=240, at=1000.0)
+        >>> pace.is_due(249, 1009.0), pace.is_due(251, 1009.0), pace.is_due(249, 1045.0)
+        (False, True, True)
+        """
+        by_steps = step // self.every > self.step // self.every
+        return by_steps or (self.every_s is not None and now - self.at >= self.every_s)
+
+    def saved(self, step: int, now: float) -> None:
+        self.step, self.at = step, now
 
 
 @dataclass

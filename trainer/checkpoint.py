@@ -15,18 +15,20 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from preprocessing.failpoints import reach
 from trainer.errors import CheckpointError
 from trainer.job import CHECKPOINT_MANIFEST, METRICS_FILE
+from trainer.tensor_file import save_tensors
 
 KEEP = 2
 """Checkpoints that stay: the newest, and one before in case that is damaged."""
@@ -69,7 +71,20 @@ class _DamagedError(Exception):
     """Not what was written."""
 
 
-def save_checkpoint(
+@dataclass(frozen=True)
+class Snapshot:
+    """A training as it was after ``step`` updates: in host memory, and ``aside``, in files that
+    nobody else changes. Not a checkpoint before it is written."""
+
+    step: int
+    path: Path
+    """Of the checkpoint it becomes."""
+    aside: Path
+    adapter: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def take_snapshot(
     folder: Path,
     *,
     step: int,
@@ -78,20 +93,27 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     metrics: Path,
     previews: Path,
-) -> Path:
-    """Write ``folder``/step-XXXXXX: whole when it has that name. Older than `KEEP` are removed."""
+) -> Snapshot:
+    """What `write_checkpoint` needs, copied, so that the training can go on meanwhile."""
     path = folder / f"{_PREFIX}{step:06d}"
     aside = folder / f".{path.name}.part"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file({key: tensor.contiguous() for key, tensor in adapter.items()}, aside / ADAPTER_FILE)
-    save_file(_optimizer_tensors(optimizer), aside / OPTIMIZER_FILE)
     state = _State(step=step, fingerprint=fingerprint)
     (aside / STATE_FILE).write_text(state.model_dump_json(), encoding="utf-8")
     if metrics.exists():
         shutil.copyfile(metrics, aside / METRICS_FILE)
     if previews.is_dir():
         shutil.copytree(previews, aside / PREVIEWS_FOLDER)
+    return Snapshot(step, path, aside, _on_host(adapter), _on_host(_optimizer_tensors(optimizer)))
+
+
+def write_checkpoint(snapshot: Snapshot) -> Path:
+    """Write ``folder``/step-XXXXXX: whole when it has that name. Older than `KEEP` are removed."""
+    path, aside = snapshot.path, snapshot.aside
+    folder = path.parent
+    save_tensors(snapshot.adapter, aside / ADAPTER_FILE)
+    save_tensors(snapshot.optimizer, aside / OPTIMIZER_FILE)
     files = sorted(file for file in aside.rglob("*") if file.is_file())
     listed = {file.relative_to(aside).as_posix(): _facts(file) for file in files}
     manifest = aside / CHECKPOINT_MANIFEST
@@ -106,6 +128,33 @@ def save_checkpoint(
     for old in _in_order(folder)[KEEP:]:
         shutil.rmtree(old)
     return path
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time, in a thread: hashing and flushing gigabytes must not hold up
+    the device."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._writing: Future[Path] | None = None
+
+    def begin(self, snapshot: Snapshot) -> None:
+        """Only after `finished` has told of the one before."""
+        assert self._writing is None
+        self._writing = self._pool.submit(write_checkpoint, snapshot)
+
+    @property
+    def is_writing(self) -> bool:
+        """Or has written one that `finished` has not told of."""
+        return self._writing is not None
+
+    def finished(self, *, wait: bool) -> Path | None:
+        """The checkpoint that was written since the last call, once; None: there is none, or it is
+        not whole yet. Raises what writing it raised."""
+        if self._writing is None or not (wait or self._writing.done()):
+            return None
+        writing, self._writing = self._writing, None
+        return writing.result()
 
 
 def find_checkpoint(
@@ -174,10 +223,19 @@ def _facts(file: Path) -> dict[str, Any]:
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state: dict[int, dict[str, Tensor]] = optimizer.state_dict()["state"]
     return {
-        f"{number}.{name}": tensor.contiguous()
+        f"{number}.{name}": tensor
         for number, tensors in state.items()
         for name, tensor in tensors.items()
     }
+
+
+def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
+
+
+def step_of(path: Path) -> int:
+    """Of a checkpoint directory, by its name."""
+    return int(path.name.removeprefix(_PREFIX))
 
 
 def _in_order(folder: Path) -> list[Path]:

@@ -73,7 +73,7 @@ def _follow(directory: JobDir, ready: Ready, models: ModelCache, group: Group) -
         trainer.prepare(examples[0], events.log)
         hooks = Hooks(
             told=lambda: group.tell(None)[0],
-            save_checkpoint=lambda step: None,
+            save_checkpoint=lambda step, wait: None,
             make_previews=lambda step: None,
             checkpoint_every=job.checkpoint_every,
             preview_steps=(),

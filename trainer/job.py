@@ -70,6 +70,8 @@ class Job(BaseModel):
     """A checkpoint directory; None starts at step 0."""
     checkpoint_every: int = 250
     """Steps; the last step and a release always save one."""
+    checkpoint_every_s: float | None = 45.0
+    """Seconds of work after which one is saved however few the steps. None: by steps alone."""
     device: str = "auto"
     """``auto`` is CUDA where there is one, else the CPU."""
     machine: MachineSettings = MachineSettings()

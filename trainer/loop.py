@@ -23,6 +23,7 @@ from preprocessing.events import EventLog
 from trainer.adapter import adapter_state, add_adapter, load_adapter_state
 from trainer.ahead import Ahead, ahead
 from trainer.attention import attention_kernel, fastest_kernel
+from trainer.cadence import CheckpointPace
 from trainer.checkpoint import Checkpoint, restore_optimizer
 from trainer.errors import CapacityError, DivergedError
 from trainer.examples import Examples
@@ -56,12 +57,15 @@ class Hooks:
     """What the loop calls between steps; all of it is run.py's business."""
 
     told: Callable[[], Control | None]
-    save_checkpoint: Callable[[int], None]
-    """After this many updates."""
+    save_checkpoint: Callable[[int, bool], None]
+    """After this many updates; True: not only begin, but wait until it is written."""
     make_previews: Callable[[int], None]
     checkpoint_every: int
     preview_steps: tuple[int, ...]
     """Empty where there is nothing to preview."""
+    checkpoint_every_s: float | None = None
+    is_saving: Callable[[], bool] = lambda: False
+    """Asked after each step: whether a checkpoint is still being written."""
     first_step_done: Callable[[], None] = lambda: None
     """After the first update of this run."""
     wished: Callable[[], frozenset[Wish]] = frozenset
@@ -277,23 +281,28 @@ def _train(
     trainer: Trainer, batches: Ahead[tuple[Example, Draws]], hooks: Hooks, log: "MetricsLog"
 ) -> None:
     spec = trainer.spec
+    pace = CheckpointPace(
+        hooks.checkpoint_every, hooks.checkpoint_every_s, trainer.step, time.monotonic()
+    )
     while trainer.step < spec.num_steps:
         if control := hooks.told():
             log.flush()
-            hooks.save_checkpoint(trainer.step)
+            hooks.save_checkpoint(trainer.step, True)
             raise Stopped(control)
         log.add(trainer.update(*batches.take(trainer.step)))
         step = trainer.step
         if step == log.first_step:
             hooks.first_step_done()
         last = step == spec.num_steps
-        checkpoint_due = last or step % hooks.checkpoint_every == 0
+        is_saving = hooks.is_saving()
+        checkpoint_due = last or (not is_saving and pace.is_due(step, time.monotonic()))
         preview_due = step in hooks.preview_steps
         wishes = hooks.wished()
         if checkpoint_due or preview_due or wishes or log.is_full:
             log.flush()
         if checkpoint_due:
-            hooks.save_checkpoint(step)
+            hooks.save_checkpoint(step, last)
+            pace.saved(step, time.monotonic())
         if preview_due:
             hooks.make_previews(step)
         for wish in (one for one in Wish if one in wishes):

@@ -10,6 +10,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
@@ -23,7 +24,7 @@ from preprocessing.events import EventLog
 from trainer.adapter import remove_adapter
 from trainer.cache import EncodedCache
 from trainer.check import check_artifact
-from trainer.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from trainer.checkpoint import Checkpoint, CheckpointWriter, find_checkpoint, step_of, take_snapshot
 from trainer.conditions import describe
 from trainer.decode import Decoder
 from trainer.encode import encode_all
@@ -110,6 +111,8 @@ class _Run:
         self._startup_s = 0.0
         self._transformer: LTX2VideoTransformer3DModel | None = None
         self._held = ExitStack()
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writer = CheckpointWriter(self._held.enter_context(pool))
 
     def run(self) -> None:
         job, spec, validation = self.job, self.job.spec, self.job.spec.validation
@@ -162,6 +165,8 @@ class _Run:
             save_checkpoint=partial(self._save, trainer, fingerprint),
             make_previews=rounds.after,
             checkpoint_every=job.checkpoint_every,
+            checkpoint_every_s=job.checkpoint_every_s,
+            is_saving=self._is_saving,
             preview_steps=preview_steps(spec.num_steps, validation.at)
             if validation.prompts
             else (),
@@ -221,9 +226,10 @@ class _Run:
         encode_all(clips, prompts, base, cache, self.events, between=self._stop_if_told)
         return cache
 
-    def _save(self, trainer: Trainer, fingerprint: str, step: int) -> None:
-        """A checkpoint."""
-        path = save_checkpoint(
+    def _save(self, trainer: Trainer, fingerprint: str, step: int, wait: bool) -> None:
+        """Begin a checkpoint, after the one before, and ``wait`` for it."""
+        self._report_saved(wait=True)
+        snapshot = take_snapshot(
             self.directory.checkpoints,
             step=step,
             fingerprint=fingerprint,
@@ -232,8 +238,19 @@ class _Run:
             metrics=self.directory.metrics,
             previews=self.directory.previews,
         )
-        self.saved_step = step
-        self.events.emit("checkpoint", step=step, path=str(path))
+        self._writer.begin(snapshot)
+        if wait:
+            self._report_saved(wait=True)
+
+    def _is_saving(self) -> bool:
+        self._report_saved(wait=False)
+        return self._writer.is_writing
+
+    def _report_saved(self, *, wait: bool) -> None:
+        path = self._writer.finished(wait=wait)
+        if path is not None:
+            self.saved_step = step_of(path)
+            self.events.emit("checkpoint", step=self.saved_step, path=str(path))
 
     def _grant(
         self, trainer: Trainer, fingerprint: str, rounds: Rounds, wish: Wish, step: int
@@ -241,8 +258,9 @@ class _Run:
         """What somebody asked for, unless the schedule has just made it."""
         match wish:
             case Wish.SAVE:
+                self._report_saved(wait=True)
                 if self.saved_step != step:
-                    self._save(trainer, fingerprint, step)
+                    self._save(trainer, fingerprint, step, wait=True)
                 self.events.log(f"Saved the checkpoint of step {step}, as asked for")
             case Wish.SAMPLE:
                 made = rounds.asked(step)

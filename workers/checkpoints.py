@@ -3,7 +3,9 @@
 {request}/checkpoints/{step:06d}-{attempt}/...       with the trainer's manifest written last
 """
 
+import os
 import queue
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,24 +82,43 @@ class Uploader:
     but the chance to resume there, or to see a preview early; it is in the reel all the same.
     """
 
-    def __init__(self, store: CheckpointStore, attempt: int, lost: Callable[[], bool]) -> None:
-        """Once ``lost`` is true, nothing more is begun: the winner may have cleaned up already."""
+    def __init__(
+        self, store: CheckpointStore, attempt: int, lost: Callable[[], bool], held: Path
+    ) -> None:
+        """Once ``lost`` is true, nothing more is begun: the winner may have cleaned up already.
+        In ``held``, a folder on the trainer's disk, lies what is to be sent."""
         self._store = store
         self._attempt = attempt
         self._lost = lost
+        self._held = held
+        self._num_held = 0
         self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._newest_step = -1
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
         self._thread.start()
 
     def put_checkpoint(self, step: int, folder: Path) -> None:
-        """Store it, unless a newer one comes before its turn."""
+        """Store it, unless a newer one comes before its turn.
+
+        The trainer keeps its last two only, and may save faster than a slow store takes them; so
+        what waits here has links of its own to the files.
+        """
+        self._num_held += 1
+        held = self._held / f"{folder.name}-{self._num_held}"
+        try:
+            shutil.copytree(folder, held, copy_function=os.link)
+        except OSError as error:  # two newer ones have come since we were told
+            log.warning("checkpoint.gone", step=step, error=repr(error))
+            return
         self._newest_step = step
 
         def store() -> None:
-            if step == self._newest_step:
-                self._store.put(folder, step, self._attempt)
-                log.info("checkpoint.stored", step=step)
+            try:
+                if step == self._newest_step:
+                    self._store.put(held, step, self._attempt)
+                    log.info("checkpoint.stored", step=step)
+            finally:
+                shutil.rmtree(held)
 
         self._waiting.put(store)
 

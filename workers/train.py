@@ -42,7 +42,12 @@ def train(attempt: Attempt) -> None:
     checkpoints = CheckpointStore(attempt.runtime.storage, attempt.key("checkpoints"))
     make_job(attempt, job_dir, checkpoints, prepared)
     reach("train.job_made")
-    uploader = Uploader(checkpoints, attempt.claim.attempt, lambda: attempt.lease.lost)
+    uploader = Uploader(
+        checkpoints,
+        attempt.claim.attempt,
+        lambda: attempt.lease.lost,
+        attempt.folder / "uploads",
+    )
     events = TrainingEvents(attempt, EventTail(job_dir.events), uploader)
     try:
         result = supervise(attempt, job_dir, events)
@@ -93,6 +98,7 @@ def make_job(
             cache=runtime.cache,
             resume_from=resume_from,
             checkpoint_every=runtime.settings.checkpoint_every,
+            checkpoint_every_s=runtime.settings.checkpoint_every_s,
             machine=_machine(runtime.settings),
             preview_share=runtime.settings.preview_share,
             claimed_at=time.time() - (time.monotonic() - attempt.started),

@@ -1,13 +1,24 @@
 """Checkpoints: whole or not at all, the right training's, and never garbage (R17)."""
 
 import random
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import KEEP, find_checkpoint, restore_optimizer, save_checkpoint
+from trainer.checkpoint import (
+    KEEP,
+    CheckpointWriter,
+    Snapshot,
+    find_checkpoint,
+    restore_optimizer,
+    take_snapshot,
+    write_checkpoint,
+)
 from trainer.errors import CheckpointError
 
 NUM_DAMAGES = 100
@@ -24,12 +35,16 @@ def state_at(step: int) -> tuple[dict[str, Tensor], torch.optim.AdamW]:
 
 
 def save(folder: Path, step: int, fingerprint: str = "mine") -> Path:
+    return write_checkpoint(snapshot(folder, step, fingerprint))
+
+
+def snapshot(folder: Path, step: int, fingerprint: str = "mine") -> Snapshot:
     outputs = folder.parent / "outputs"
     (outputs / "previews").mkdir(parents=True, exist_ok=True)
     (outputs / "metrics.jsonl").write_text("".join(f"{{{n}}}\n" for n in range(step)))
     (outputs / "previews" / "step-000001_prompt-0.mp4").write_bytes(b"film" * step)
     adapter, optimizer = state_at(step)
-    return save_checkpoint(
+    return take_snapshot(
         folder,
         step=step,
         fingerprint=fingerprint,
@@ -89,6 +104,63 @@ def test_a_restored_optimizer_goes_on_as_if_never_stopped(folder: Path) -> None:
         weights.grad = torch.full_like(weights, 1.0 + number)
         optimizer.step()
     assert torch.equal(weights.detach(), state_at(9)[0]["block.lora_A.weight"])
+
+
+def test_what_happens_after_the_snapshot_is_not_in_it(
+    folder: Path, warnings: list[str], tmp_path: Path
+) -> None:
+    """The training goes on while it is written."""
+    outputs = tmp_path / "outputs"
+    (outputs / "previews").mkdir(parents=True)
+    adapter, optimizer = state_at(5)
+    weights = optimizer.param_groups[0]["params"][0]
+    (outputs / "metrics.jsonl").write_text("5 lines\n")
+    taken = take_snapshot(
+        folder,
+        step=5,
+        fingerprint="mine",
+        adapter=adapter,
+        optimizer=optimizer,
+        metrics=outputs / "metrics.jsonl",
+        previews=outputs / "previews",
+    )
+    weights.grad = torch.full_like(weights, 6.0)
+    optimizer.step()
+    (outputs / "metrics.jsonl").write_text("6 lines\n")
+    (outputs / "previews" / "step-000006_prompt-0.mp4").write_bytes(b"film")
+    found = find_checkpoint(write_checkpoint(taken), "mine", warnings.append)
+    assert found is not None
+    assert is_state_at(5, found.adapter, found.optimizer)
+    found.restore_files(tmp_path / "metrics.jsonl", tmp_path / "previews")
+    assert (tmp_path / "metrics.jsonl").read_text() == "5 lines\n"
+    assert list((tmp_path / "previews").iterdir()) == []
+
+
+def test_one_is_written_at_a_time_and_told_of_once(folder: Path) -> None:
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        may_go = threading.Event()
+        pool.submit(may_go.wait)
+        writer = CheckpointWriter(pool)
+        assert writer.finished(wait=True) is None
+        writer.begin(snapshot(folder, 5))
+        assert writer.finished(wait=False) is None
+        assert writer.is_writing
+        may_go.set()
+        assert writer.finished(wait=True) == folder / "step-000005"
+        assert not writer.is_writing
+        assert writer.finished(wait=True) is None
+
+
+def test_who_waits_for_a_checkpoint_hears_that_it_failed(folder: Path) -> None:
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        writer = CheckpointWriter(pool)
+        taken = snapshot(folder, 5)
+        shutil.rmtree(taken.aside)
+        writer.begin(taken)
+        with pytest.raises(OSError, match="No such file"):
+            writer.finished(wait=True)
+        writer.begin(snapshot(folder, 6))
+        assert writer.finished(wait=True) == folder / "step-000006"
 
 
 def test_only_the_newest_stay(folder: Path) -> None:

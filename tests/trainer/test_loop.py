@@ -48,14 +48,25 @@ class Recorder:
         self.calls: list[tuple[str, int]] = []
         self.told = told
 
-    def hooks(self, checkpoint_every: int = 100, preview_steps: tuple[int, ...] = ()) -> Hooks:
+    def hooks(
+        self,
+        checkpoint_every: int = 100,
+        preview_steps: tuple[int, ...] = (),
+        checkpoint_every_s: float | None = None,
+        is_saving: Callable[[], bool] = lambda: False,
+    ) -> Hooks:
         return Hooks(
             told=self.told,
-            save_checkpoint=lambda step: self.calls.append(("checkpoint", step)),
+            save_checkpoint=self.save_checkpoint,
             make_previews=lambda step: self.calls.append(("preview", step)),
             checkpoint_every=checkpoint_every,
             preview_steps=preview_steps,
+            checkpoint_every_s=checkpoint_every_s,
+            is_saving=is_saving,
         )
+
+    def save_checkpoint(self, step: int, wait: bool) -> None:
+        self.calls.append(("checkpoint, waited for" if wait else "checkpoint", step))
 
 
 def run(trainer: Trainer, hooks: Hooks, folder: Path, example: Example) -> list[dict[str, Any]]:
@@ -118,9 +129,27 @@ def test_the_order_of_checkpoints_and_previews(tiny: BaseModel, tmp_path: Path) 
         ("preview", 4),
         ("preview", 6),
         ("checkpoint", 8),
-        ("checkpoint", 9),
+        ("checkpoint, waited for", 9),
         ("preview", 9),
     ]
+
+
+def test_checkpoints_by_time(tiny: BaseModel, tmp_path: Path) -> None:
+    """Each step is longer than the time; while one is being written, no other begins."""
+    trainer = Trainer(tiny.transformer(with_audio=False), make_spec(num_steps=6), with_audio=False)
+    recorder = Recorder()
+    hooks = recorder.hooks(checkpoint_every_s=1e-9, is_saving=lambda: trainer.step in (2, 3))
+    run(trainer, hooks, tmp_path, make_example())
+    steps = [step for _, step in recorder.calls]
+    assert steps == [1, 4, 5, 6]
+
+
+def test_a_checkpoint_that_was_not_its_turn_is_made_up_for(tiny: BaseModel, tmp_path: Path) -> None:
+    trainer = Trainer(tiny.transformer(with_audio=False), make_spec(num_steps=9), with_audio=False)
+    recorder = Recorder()
+    hooks = recorder.hooks(checkpoint_every=3, is_saving=lambda: trainer.step in (3, 4))
+    run(trainer, hooks, tmp_path, make_example())
+    assert [step for _, step in recorder.calls] == [5, 6, 9]
 
 
 def test_previews_due_at_the_step_of_a_resume_are_made(tiny: BaseModel, tmp_path: Path) -> None:
@@ -128,7 +157,7 @@ def test_previews_due_at_the_step_of_a_resume_are_made(tiny: BaseModel, tmp_path
     trainer.step = 4
     recorder = Recorder()
     run(trainer, recorder.hooks(preview_steps=(4, 6)), tmp_path, make_example())
-    assert recorder.calls == [("preview", 4), ("checkpoint", 6), ("preview", 6)]
+    assert recorder.calls == [("preview", 4), ("checkpoint, waited for", 6), ("preview", 6)]
 
 
 @pytest.mark.parametrize("control", Control)
@@ -138,7 +167,7 @@ def test_being_told_saves_and_stops(tiny: BaseModel, tmp_path: Path, control: Co
     with pytest.raises(Stopped) as stopped:
         run(trainer, recorder.hooks(), tmp_path, make_example())
     assert stopped.value.control is control
-    assert recorder.calls == [("checkpoint", 3)]
+    assert recorder.calls == [("checkpoint, waited for", 3)]
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3]
 
 

@@ -183,7 +183,7 @@ def test_five_interruptions_change_nothing(
             silent_dataset,
             cache,
             resume_from=resume_from,
-            checkpoint_every=3,
+            checkpoint_every_s=0.05,
         )
 
         def release_soon(directory: JobDir = directory) -> None:

@@ -1,5 +1,6 @@
 """Storing what a training made: patience with the store, checkpoints, previews."""
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 def test_uploads_survive_a_failure_and_end_before_the_folder_goes(
     checkpoints: CheckpointStore, tmp_path: Path
 ) -> None:
-    uploader = Uploader(checkpoints, attempt=1, lost=lambda: False)
+    uploader = Uploader(checkpoints, attempt=1, lost=lambda: False, held=tmp_path / "held")
     done = []
 
     def fails() -> None:
@@ -135,11 +136,37 @@ def test_uploads_survive_a_failure_and_end_before_the_folder_goes(
     assert [found.step for found in checkpoints.stored()] == [10]
 
 
+def test_the_trainer_may_save_faster_than_the_store_takes(
+    checkpoints: CheckpointStore, tmp_path: Path
+) -> None:
+    """While two wait to be sent, the trainer removes its files, and the older is superseded."""
+    held = tmp_path / "held"
+    uploader = Uploader(checkpoints, attempt=1, lost=lambda: False, held=held)
+    may_send, sending = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        sending.set()
+        assert may_send.wait(60)
+
+    folders = {step: checkpoint(tmp_path, step) for step in (10, 20, 30)}
+    uploader.put(slow)
+    assert sending.wait(60)
+    for step in (10, 20, 20):
+        uploader.put_checkpoint(step, folders[step])
+    for folder in folders.values():
+        shutil.rmtree(folder)
+    uploader.put_checkpoint(30, folders[30])  # told of too late: nothing is left to send
+    may_send.set()
+    uploader.close()
+    assert [found.step for found in checkpoints.stored()] == [20]
+    assert list(held.iterdir()) == []
+
+
 def test_who_lost_the_lease_stores_nothing_more(
     checkpoints: CheckpointStore, tmp_path: Path
 ) -> None:
     lost = threading.Event()
-    uploader = Uploader(checkpoints, attempt=1, lost=lost.is_set)
+    uploader = Uploader(checkpoints, attempt=1, lost=lost.is_set, held=tmp_path / "held")
     uploader.put(lost.set)  # while an earlier one is under way
     uploader.put_checkpoint(10, checkpoint(tmp_path, 10))
     uploader.close()
