@@ -75,6 +75,7 @@ class Base(DeclarativeBase):
 
 _IDEMPOTENT = "idempotency_key IS NOT NULL"
 _HASHED = "body_sha256 IS NOT NULL"
+_QUEUED = "state = 'queued'"
 _WEBHOOK_DUE = "webhook_next_at IS NOT NULL"
 LANDMARK = "kind <> 'step'"
 _KEPT = "expired_at IS NULL AND finished_at IS NOT NULL"
@@ -166,11 +167,25 @@ class Request(Base):
             postgresql_where=text("state = 'running'"),
         ),
         Index("ix_requests_owner", "owner", "number"),
+        _partial(
+            "ix_requests_turns", "state", "owner", "stage", "priority", "number", where=_QUEUED
+        ),
         _partial("ix_requests_idempotency", "owner", "idempotency_key", where=_IDEMPOTENT),
         _partial("ix_requests_body", "owner", "body_sha256", "created_at", where=_HASHED),
         _partial("ix_requests_webhooks", "webhook_next_at", where=_WEBHOOK_DUE),
         _partial("ix_requests_retention", "finished_at", where=_KEPT),
     )
+
+
+class Turn(Base):
+    """When an owner was last given a worker of a stage (`app/requests/turns.py`)."""
+
+    __tablename__ = "turns"
+
+    owner: Mapped[str] = mapped_column(String(SHORT), primary_key=True)
+    stage: Mapped[str] = mapped_column(String(16), primary_key=True)
+    taken: Mapped[int] = mapped_column(BigInteger)
+    """Counts the claims of the stage: the greatest was the last."""
 
 
 class Attempt(Base):

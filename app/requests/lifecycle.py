@@ -21,6 +21,7 @@ from app.clock import db_now
 from app.db.models import Attempt, Event, LogLine, Outcome, Purpose, Request, Stage, State
 from app.errors import NotTraining, UnknownRequest
 from app.keys import limits
+from app.requests import turns
 from preprocessing.failpoints import reach
 from trainer.spec import Wish
 
@@ -112,41 +113,26 @@ def claim(
     lease_s: float = LEASE_S,
     attempts_limit: int = ATTEMPTS_LIMIT,
 ) -> Claim | None:
-    """Take the next request of ``stage``: normal before low, then the oldest. None: no work.
+    """Take the next request of ``stage``: normal before low, then owners in turn, each with its
+    oldest (`turns`). None: no work.
 
     Passed over are requests past their start deadline, without attempts left, or with a cancel
     asked for; the reaper ends those. So are requests of owners that run as many as they may.
     """
-    full = limits.owners_at_limit(session)
+    claimable = (
+        Request.cancel_requested_at.is_(None),
+        Request.attempts_used < attempts_limit,
+        Request.owner.not_in(limits.owners_at_limit(session)),
+        may_start(),
+    )
     token = uuid.uuid4().hex
-    next_id = (
-        select(Request.id)
-        .where(
-            Request.state == State.QUEUED,
-            Request.stage == stage,
-            Request.cancel_requested_at.is_(None),
-            Request.attempts_used < attempts_limit,
-            Request.owner.not_in(full),
-            may_start(),
-        )
-        .order_by(Request.priority, Request.number)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    row = _update_one(
-        session,
-        Request.id == next_id.scalar_subquery(),
-        Request.state == State.QUEUED,
-        state=State.RUNNING,
-        attempt=Request.attempt + 1,
-        attempts_used=Request.attempts_used + 1,
-        lease_token=token,
-        lease_expires_at=db_now() + lease_s,
-        worker=worker,
-        started_at=func.coalesce(Request.started_at, db_now()),
-    )
-    if row is None:
+    for owner in turns.owners_in_turn(session, stage, *claimable):
+        row = _take(session, stage, owner, *claimable, token=token, worker=worker, lease_s=lease_s)
+        if row is not None:
+            break
+    else:
         return None
+    turns.take(session, row.owner, stage)
     session.execute(
         insert(Attempt).values(
             token=token, request_id=row.id, number=row.attempt, stage=stage, worker=worker
@@ -170,6 +156,42 @@ def claim(
         cancel_requested=row.cancel_requested_at is not None,
         purpose=Purpose(row.purpose),
         waited_s=(row.started_at or 0.0) - row.created_at if row.attempt == 1 else None,
+    )
+
+
+def _take(
+    session: Session,
+    stage: Stage,
+    owner: str,
+    *claimable: ColumnElement[bool],
+    token: str,
+    worker: str,
+    lease_s: float,
+) -> Request | None:
+    """``owner``'s next request, now of ``worker``; None where others have just taken them all."""
+    next_id = (
+        select(Request.id)
+        .where(
+            Request.state == State.QUEUED,
+            Request.stage == stage,
+            Request.owner == owner,
+            *claimable,
+        )
+        .order_by(Request.priority, Request.number)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    return _update_one(
+        session,
+        Request.id == next_id.scalar_subquery(),
+        Request.state == State.QUEUED,
+        state=State.RUNNING,
+        attempt=Request.attempt + 1,
+        attempts_used=Request.attempts_used + 1,
+        lease_token=token,
+        lease_expires_at=db_now() + lease_s,
+        worker=worker,
+        started_at=func.coalesce(Request.started_at, db_now()),
     )
 
 

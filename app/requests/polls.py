@@ -9,7 +9,7 @@ ordinary way.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 from pydantic_core import to_json
@@ -22,11 +22,12 @@ from app.cors import CrossOrigin
 from app.db.engine import AsyncDatabase
 from app.db.models import Request, State
 from app.errors import REQUEST_ID
-from app.keys import limits
 from app.replies import is_plain, usual_headers
-from app.requests import ids, repository
+from app.requests import ids, turns
 from app.requests.answers import metrics_of, urls
+from app.requests.lengths import QueueLengths
 from app.requests.schemas import WIRE_STATUS
+from app.requests.turns import Waiting
 
 WITHOUT_LOGS: Final = frozenset({b"", b"logs=0", b"logs=false"})
 """Queries of fal's clients; any other goes the ordinary way."""
@@ -36,27 +37,29 @@ Authenticate = Callable[[HttpRequest], Awaitable[str]]
 log = structlog.get_logger()
 
 _requests: Table = Request.__table__  # type: ignore[assignment]  # a declared class's table
-_STATUSES = {
-    some_passed_over: select(
-        _requests.c.id,
-        _requests.c.owner,
-        _requests.c.app,
-        _requests.c.state,
-        _requests.c.started_at,
-        _requests.c.finished_at,
-        _requests.c.inference_time,
-        _requests.c.error,
-        _requests.c.error_type,
-        case(
-            (
-                _requests.c.state == State.QUEUED,
-                repository.num_ahead(_requests, some_passed_over=some_passed_over),
-            )
-        ).label("position"),
-    ).where(_requests.c.id.in_(bindparam("ids", expanding=True)), _requests.c.expired_at.is_(None))
-    for some_passed_over in (False, True)
-}
+_STATUSES = select(
+    _requests.c.id,
+    _requests.c.owner,
+    _requests.c.app,
+    _requests.c.state,
+    _requests.c.stage,
+    _requests.c.priority,
+    _requests.c.started_at,
+    _requests.c.finished_at,
+    _requests.c.inference_time,
+    _requests.c.error,
+    _requests.c.error_type,
+    case((_requests.c.state == State.QUEUED, turns.own_ahead(_requests))).label("own_ahead"),
+).where(_requests.c.id.in_(bindparam("ids", expanding=True)), _requests.c.expired_at.is_(None))
 """Built once, and not of the ORM: either takes longer than SQLite does."""
+
+
+class Polled(NamedTuple):
+    """What a status says of a request."""
+
+    row: Row[Any]
+    position: int | None
+    """While it is queued."""
 
 
 class StatusReader:
@@ -64,12 +67,13 @@ class StatusReader:
 
     def __init__(self, database: AsyncDatabase) -> None:
         self._database = database
-        self._waiting: list[tuple[str, asyncio.Future[Row[Any] | None]]] = []
+        self._lengths = QueueLengths()
+        self._waiting: list[tuple[str, asyncio.Future[Polled | None]]] = []
         self._reading: asyncio.Task[None] | None = None
 
-    async def row(self, request_id: str) -> Row[Any] | None:
+    async def find(self, request_id: str) -> Polled | None:
         """None where there is no such request, or it has expired."""
-        future: asyncio.Future[Row[Any] | None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Polled | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((request_id, future))
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read())
@@ -78,27 +82,36 @@ class StatusReader:
     async def _read(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            rows: Mapping[str, Row[Any]] = {}
+            found: Mapping[str, Polled] = {}
             failure: Exception | None = None
             try:
-                rows = await self._database.read(rows_of, {request_id for request_id, _ in batch})
+                ids = {request_id for request_id, _ in batch}
+                found = await self._database.read(poll, ids, self._lengths)
             except Exception as error:
                 failure = error
             for request_id, future in batch:
                 if future.done():  # who asked has left
                     continue
                 if failure is None:
-                    future.set_result(rows.get(request_id))
+                    future.set_result(found.get(request_id))
                 else:
                     future.set_exception(failure)
 
 
-def rows_of(session: Session, ids: Iterable[str]) -> Mapping[str, Row[Any]]:
+def poll(session: Session, ids: Iterable[str], lengths: QueueLengths) -> Mapping[str, Polled]:
     """By id, what a status says; of those that exist and have not expired."""
-    passed_over = limits.passed_over(session)
-    parameters = {"ids": sorted(ids)} | ({"passed_over": passed_over} if passed_over else {})
-    found: Result[Any] = session.connection().execute(_STATUSES[bool(passed_over)], parameters)
-    return {row.id: row for row in found}
+    found: Result[Any] = session.connection().execute(_STATUSES, {"ids": sorted(ids)})
+    rows = found.all()
+    if not any(row.state == State.QUEUED for row in rows):
+        return {row.id: Polled(row, None) for row in rows}
+    waiting = lengths.waiting(session)
+    return {row.id: Polled(row, _position(row, waiting)) for row in rows}
+
+
+def _position(row: Row[Any], waiting: Waiting) -> int | None:
+    if row.state != State.QUEUED:
+        return None
+    return waiting.position(row.owner, row.priority, row.stage, row.own_ahead)
 
 
 class StatusPolls:
@@ -144,13 +157,16 @@ class StatusPolls:
     async def _answered(self, scope: Scope, send: Send, asked: re.Match[str]) -> bool:
         try:
             owner = await self._authenticate(HttpRequest(scope))
-            row = await self._reader.row(asked[2])
+            polled = await self._reader.find(asked[2])
         except Exception:  # the ordinary way meets it again, and knows how to tell
             return False
-        if row is None or row.owner != owner or row.app != self._apps[asked[1]]:
+        if polled is None:
+            return False
+        row = polled.row
+        if row.owner != owner or row.app != self._apps[asked[1]]:
             return False
         code = 200 if row.state == State.COMPLETED else 202
-        body = to_json(_status(self._public_url, row))
+        body = to_json(_status(self._public_url, polled))
         headers = [
             *self._headers,
             (b"content-length", str(len(body)).encode()),
@@ -162,15 +178,16 @@ class StatusPolls:
         return True
 
 
-def _status(public_url: str, row: Row[Any]) -> dict[str, Any]:
+def _status(public_url: str, polled: Polled) -> dict[str, Any]:
     """As `schemas.RequestStatus` writes it."""
+    row = polled.row
     found: dict[str, Any] = {
         "request_id": row.id,
         **urls(public_url, row),
         "status": WIRE_STATUS[row.state],
     }
-    if row.position is not None:
-        found["queue_position"] = row.position
+    if polled.position is not None:
+        found["queue_position"] = polled.position
     found["logs"] = None
     found["metrics"] = metrics_of(row)
     if row.error is not None:

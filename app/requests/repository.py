@@ -8,21 +8,17 @@ from typing import Any
 
 from sqlalchemy import (
     Float,
-    ScalarSelect,
     Table,
-    and_,
     bindparam,
     func,
     insert,
-    not_,
-    or_,
     select,
 )
 from sqlalchemy.orm import Session, defer
 
 from app.clock import db_now
 from app.db.models import RANK, Event, LogLine, Priority, Purpose, Request, State
-from app.keys import limits
+from app.requests import turns
 
 LOG_WINDOW = 2_000
 """Newest lines that a status carries: clients poll ten times a second."""
@@ -95,54 +91,11 @@ def add(session: Session, new: NewRequest) -> Request:
     return session.scalars(select(Request).where(Request.id == new.id)).one()
 
 
-_QUEUED_BY_PRIORITY = (
-    select(Request.__table__.c.priority, func.count())
-    .where(Request.__table__.c.state == State.QUEUED)
-    .group_by(Request.__table__.c.priority)
-)
-
-
-def queued_by_priority(session: Session) -> dict[int, int]:
-    """How many wait for a worker, by rank."""
-    found = session.connection().execute(_QUEUED_BY_PRIORITY)
-    return {priority: count for priority, count in found}
-
-
 def get(session: Session, request_id: str, app: str, owner: str) -> Request | None:
     """``owner``'s request of that id; someone else's is as absent as one that never was."""
     return session.scalar(
         select(Request).where(Request.id == request_id, Request.app == app, Request.owner == owner)
     )
-
-
-def queued_of(session: Session, owners: Sequence[str]) -> dict[tuple[str, int], int]:
-    """How many of each of ``owners`` wait for a worker: (owner, rank) -> count."""
-    found = session.execute(
-        select(Request.owner, Request.priority, func.count())
-        .where(Request.state == State.QUEUED, Request.owner.in_(owners))
-        .group_by(Request.owner, Request.priority)
-    )
-    return {(owner, priority): count for owner, priority, count in found}
-
-
-def num_ahead(of: Table, *, some_passed_over: bool) -> ScalarSelect[int]:
-    """How many queued requests, of any stage, come before the one of ``of``, as a column.
-
-    ``some_passed_over``: the statement has a parameter ``passed_over``, owners that run as many as
-    they may. Theirs do not count, except before another one of the same owner.
-    """
-    ahead = Request.__table__.alias()
-    where = [
-        ahead.c.state == State.QUEUED,
-        or_(
-            ahead.c.priority < of.c.priority,
-            and_(ahead.c.priority == of.c.priority, ahead.c.number < of.c.number),
-        ),
-    ]
-    if some_passed_over:
-        skipped = ahead.c.owner.in_(bindparam("passed_over", expanding=True))
-        where.append(or_(ahead.c.owner == of.c.owner, not_(skipped)))
-    return select(func.count()).where(*where).correlate(of).scalar_subquery()
 
 
 def position(session: Session, row: Request) -> int:
@@ -220,18 +173,8 @@ def _positions(session: Session, ids: Sequence[str]) -> dict[str, int]:
     """`position` of many queued requests, in one query."""
     if not ids:
         return {}
-    if passed_over := limits.passed_over(session):
-        requests: Table = Request.__table__  # type: ignore[assignment]  # a declared class's table
-        ahead = num_ahead(requests, some_passed_over=True)
-        found = session.execute(
-            select(requests.c.id, ahead).where(requests.c.id.in_(ids)),
-            {"passed_over": passed_over},
-        )
-        return dict.fromkeys(ids, 0) | {id: count for id, count in found}
-    number = func.row_number().over(order_by=(Request.priority, Request.number))
-    queue = (
-        select(Request.id, number.label("number")).where(Request.state == State.QUEUED).subquery()
-    )
-    numbers = session.execute(select(queue.c.id, queue.c.number).where(queue.c.id.in_(ids)))
-    # One that was claimed since it was looked up was the next.
-    return dict.fromkeys(ids, 0) | {id: number - 1 for id, number in numbers}
+    requests: Table = Request.__table__  # type: ignore[assignment]  # a declared class's table
+    columns = (requests.c.owner, requests.c.priority, requests.c.stage, turns.own_ahead(requests))
+    found = session.execute(select(requests.c.id, *columns).where(requests.c.id.in_(ids))).all()
+    waiting = turns.waiting(session)
+    return {id: waiting.position(*rest) for id, *rest in found}

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.clock import iso8601
 from app.db.engine import AsyncDatabase
-from app.db.models import RANK, LogLine, Purpose, Request, State
+from app.db.models import RANK, LogLine, Purpose, Request, Stage, State
 from app.errors import ExpiredRequest, InvalidInput, QueueFull, UnknownRequest
 from app.keys.limits import QueueRoom
 from app.metrics.counts import SUBMITS
@@ -251,7 +251,7 @@ def _submit_all(
         if (no_room := room.take(submit.new.owner)) is not None:
             answers.append(no_room)
             continue
-        position = waiting.before(submit.new.owner, rank)
+        position = waiting.position(submit.new.owner, rank, Stage.PREPARE)
         answers.append(Taken(submit.new.id, submit.new.app, position))
         waiting.add(submit.new.owner, rank)
         new.append(submit.new)

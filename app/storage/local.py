@@ -111,11 +111,12 @@ class LocalStorage(TreeStorage):
                 yield chunk
 
     def list_keys(self, prefix: str) -> list[str]:
-        folder = self._object_path(prefix)
+        # Not `Path.rglob`: it fails where a folder is removed meanwhile, by another sweep.
+        found = os.walk(self._object_path(prefix), onerror=_unless_gone)
         return sorted(
-            path.relative_to(self._objects).as_posix()
-            for path in folder.rglob("*")
-            if path.is_file()
+            (Path(folder) / name).relative_to(self._objects).as_posix()
+            for folder, _, names in found
+            for name in names
         )
 
     def delete(self, key: str) -> None:
@@ -231,6 +232,11 @@ def _verify(stored: StoredObject, path: Path) -> None:
         raise ObjectDamaged(stored.key, f"{size} bytes instead of {stored.size_bytes}")
     if sha256_of(path) != stored.sha256:
         raise ObjectDamaged(stored.key, "its checksum differs")
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _prune(folder: Path, root: Path) -> None:

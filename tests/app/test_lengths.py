@@ -28,11 +28,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 def of(database: Database, clock: Clock) -> Callable[..., dict[int, int]]:
+    """How many wait, by rank."""
     counted = QueueLengths(clock)
 
     def of(*, exact: bool = False) -> dict[int, int]:
         with database.read() as session:
-            return dict(counted.waiting(session, exact=exact).by_rank)
+            lines = counted.waiting(session, exact=exact).lines
+        return {rank: line.num for (rank, _), line in lines.items()}
 
     return of
 

@@ -51,6 +51,8 @@ class Requests(RuleBasedStateMachine):
         super().__init__()
         self.database = Database(self.fresh_url())
         self.limited = make_key(self.database, max_running=MAX_RUNNING).id
+        self.owners = [OWNER, self.limited, "somebody else"]
+        self.taken: dict[tuple[str, Stage], int] = {}
         self.models: dict[str, Model] = {}
         self.claims: list[Claim] = []
 
@@ -67,6 +69,29 @@ class Requests(RuleBasedStateMachine):
     def queued(self) -> list[Model]:
         found = [model for model in self.models.values() if model.state == State.QUEUED]
         return sorted(found, key=lambda model: (model.low, model.number))
+
+    def following(
+        self, queued: list[Model], stage: Stage, taken: dict[tuple[str, Stage], int]
+    ) -> Model | None:
+        """Whose turn it is."""
+        return min(
+            queued,
+            key=lambda model: (model.low, taken.get((model.owner, stage), 0), model.number),
+            default=None,
+        )
+
+    def ahead(self, model: Model) -> int:
+        """How many get a worker before it, by giving one to each until it is its turn."""
+        queued = [m for m in self.queued() if m.owner == model.owner or not self.full(m.owner)]
+        taken = dict(self.taken)
+        for served in range(len(queued)):
+            following = self.following(queued, model.stage, taken)
+            assert following is not None
+            if following is model:
+                return served
+            queued.remove(following)
+            taken[following.owner, model.stage] = 1_000_000 + served
+        raise AssertionError("it is not in the queue")
 
     def full(self, owner: str) -> bool:
         running = [model for model in self.models.values() if model.held and model.owner == owner]
@@ -92,22 +117,23 @@ class Requests(RuleBasedStateMachine):
         model.state = State.COMPLETED
         model.end = columns(self.database, model.id)
 
-    @rule(low=st.booleans(), limited=st.booleans(), check=st.booleans())
-    def submit(self, low: bool, limited: bool, check: bool) -> None:
+    @rule(low=st.booleans(), whose=st.integers(0, 2), check=st.booleans())
+    def submit(self, low: bool, whose: int, check: bool) -> None:
         priority = Priority.LOW if low else Priority.NORMAL
-        owner = self.limited if limited else OWNER
+        owner = self.owners[whose]
         purpose = Purpose.CHECK if check else Purpose.TRAIN
         request_id = submit(self.database, owner, priority=priority, purpose=purpose)
         self.models[request_id] = Model(request_id, owner, low, len(self.models), check)
 
     @rule(stage=st.sampled_from(LATER))
     def claim(self, stage: Stage) -> None:
-        mine = (m for m in self.queued() if m.stage == stage and not self.full(m.owner))
-        expected = next(mine, None)
+        queued = [m for m in self.queued() if m.stage == stage and not self.full(m.owner)]
+        expected = self.following(queued, stage, self.taken)
         found: Claim | None = self.do(lifecycle.claim, stage, "w", 60.0, LIMIT)
         assert (found and found.request_id) == (expected and expected.id)
         if expected is not None and found is not None:
             expected.state, expected.held = State.RUNNING, found
+            self.taken[expected.owner, stage] = len(self.claims) + 1
             expected.used += 1
             assert found.attempts_used == expected.used <= LIMIT
             assert (found.purpose == Purpose.CHECK) == expected.check
@@ -207,8 +233,7 @@ class Requests(RuleBasedStateMachine):
                 assert found.attempts_used == model.used
                 assert found.lease_token == (model.held.token if model.held else None)
                 if model.state == State.QUEUED:
-                    ahead = self.queued().index(model)
-                    assert repository.position(session, found) == ahead
+                    assert repository.position(session, found) == self.ahead(model)
             open_attempts = session.execute(
                 select(Attempt.request_id, func.count())
                 .where(Attempt.outcome.is_(None))

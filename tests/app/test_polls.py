@@ -126,10 +126,10 @@ def test_polls_that_wait_share_a_query(database_url: str, database: Database) ->
 
         counted = Counted(database_url)
         reader = StatusReader(counted)
-        first = asyncio.create_task(reader.row("a"))
+        first = asyncio.create_task(reader.find("a"))
         while not asked:
             await asyncio.sleep(0)
-        others = [asyncio.create_task(reader.row(name)) for name in ("b", "c", "b")]
+        others = [asyncio.create_task(reader.find(name)) for name in ("b", "c", "b")]
         await asyncio.sleep(0)
         go_on.set()
         assert await asyncio.gather(first, *others) == [None] * 4

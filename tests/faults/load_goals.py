@@ -16,6 +16,7 @@ import redis
 from sqlalchemy import select, update
 
 from app.db.models import Request, State
+from app.requests import turns
 from tests.faults.client import TRAINING
 from tests.faults.gateway_goals import THREADS
 from tests.faults.scene import Asked, Figure, Scene, scene
@@ -24,55 +25,75 @@ from tests.faults.worker_goals import light
 from tests.service.harness import descendants
 
 MAX_QUEUED = 100
+UNLIMITED = "faults-unlimited-key"
 VICTIM = "the-key-of-the-victim"
 VICTIM_WAITS_S = 10.0
 
 
 def r19(asked: Asked) -> Figure:
-    """One key with limits submits without end; another key's request starts all the same."""
+    """One key submits without end, first with limits and then without; another key's request starts
+    all the same."""
     figure = Figure("R19")
     calls = asked.times(1000)
     layout = light(2)
-    layout = replace(layout, env={**layout.env, "REELSMITH_API_KEYS": VICTIM})
+    layout = replace(layout, env={**layout.env, "REELSMITH_API_KEYS": f"{VICTIM},{UNLIMITED}"})
     with scene(figure, asked.seed, layout) as on:
-        flood = _limited_key(on)
-        body = {**TRAINING, "training_data_url": on.stack.files.url}
-
-        def submit(key: str) -> httpx.Response:
-            headers = {"authorization": f"Key {key}"}
-            with httpx.Client(base_url=on.stack.front.url, trust_env=False, timeout=30.0) as http:
-                return http.post("/t2v/check", json=body, headers=headers)
-
-        submit(flood).raise_for_status()
-        with ThreadPoolExecutor(THREADS) as pool:
-            replies = pool.map(lambda _: submit(flood).status_code, range(calls))
-            time.sleep(2.0)
-            victim = submit(VICTIM).json()["request_id"]
-            answers = Counter(replies)
-
-        def started() -> Request | None:
-            with on.stack.database.read() as session:
-                return session.scalar(
-                    select(Request).where(Request.id == victim, Request.started_at.is_not(None))
-                )
-
-        row = on.stack.until(started, 60.0, "the victim's start")
-        assert isinstance(row, Request)
-        assert row.started_at is not None
-        waited = row.started_at - row.created_at
+        answers, waited = _flood(on, _limited_key(on), calls)
         figure.numbers |= {
-            "calls": calls,
-            "answers": dict(answers),
-            "limits": {"max_queued": MAX_QUEUED, "max_running": 1},
+            "calls of each": calls,
+            "with limits": {"max_queued": MAX_QUEUED, "max_running": 1},
+            "answers with limits": dict(answers),
             "the other key waited, s": round(waited, 2),
         }
         figure.require(set(answers) <= {200, 403, 429}, f"answers: {answers}")
         figure.require(answers.keys() & {403, 429}, "nothing was refused")
         figure.require(waited <= VICTIM_WAITS_S, f"the other key waited {waited:.1f} s")
+
+        answers, waited = _flood(on, UNLIMITED, calls)
+        figure.numbers |= {
+            "answers without limits": dict(answers),
+            "waiting then": _num_waiting(on),
+            "the other key waited then, s": round(waited, 2),
+        }
+        figure.require(answers.keys() == {200}, f"answers without limits: {answers}")
+        figure.require(waited <= VICTIM_WAITS_S, f"the other key waited {waited:.1f} s")
         with on.stack.database.write() as session:
             session.execute(update(Request).values(cancel_requested_at=1.0))
         on.all_ended()
     return figure
+
+
+def _flood(on: Scene, flood: str, calls: int) -> tuple[Counter[int], float]:
+    """What the flood was answered, and how long the other key's request waited in its midst."""
+    body = {**TRAINING, "training_data_url": on.stack.files.url}
+
+    def submit(key: str) -> httpx.Response:
+        headers = {"authorization": f"Key {key}"}
+        with httpx.Client(base_url=on.stack.front.url, trust_env=False, timeout=30.0) as http:
+            return http.post("/t2v/check", json=body, headers=headers)
+
+    submit(flood).raise_for_status()
+    with ThreadPoolExecutor(THREADS) as pool:
+        replies = pool.map(lambda _: submit(flood).status_code, range(calls))
+        time.sleep(2.0)
+        victim = submit(VICTIM).json()["request_id"]
+        answers = Counter(replies)
+
+    def started() -> Request | None:
+        with on.stack.database.read() as session:
+            return session.scalar(
+                select(Request).where(Request.id == victim, Request.started_at.is_not(None))
+            )
+
+    row = on.stack.until(started, 60.0, "the victim's start")
+    assert isinstance(row, Request)
+    assert row.started_at is not None
+    return answers, row.started_at - row.created_at
+
+
+def _num_waiting(on: Scene) -> int:
+    with on.stack.database.read() as session:
+        return turns.waiting(session).total
 
 
 def _limited_key(on: Scene) -> str:

@@ -15,7 +15,7 @@ from app.db.models import Stage, State
 from app.errors import QueueLimitReached
 from app.keys import store
 from app.modes.common import TrainerRequest
-from app.requests import lifecycle, outbox, polls, reaper, repository
+from app.requests import lifecycle, outbox, polls, reaper, repository, turns
 from app.requests.lengths import QueueLengths
 from app.requests.options import SubmitOptions
 from app.requests.service import RequestService
@@ -139,7 +139,7 @@ class TestPositions:
             gateway.client.get(reply["status_url"] + query, headers=reply["header"]).json()
             for reply in asked
         ]
-        assert [one.get("queue_position") for one in found] == [None, 0, 0, 2, 1]
+        assert [one.get("queue_position") for one in found] == [None, 1, 0, 3, 1]
 
     def test_on_both_databases(self, database: Database) -> None:
         full = make_key(database, max_running=1)
@@ -151,24 +151,25 @@ class TestPositions:
         ]
         with database.read() as session:
             found = {row.id: position for row, position, *_ in repository.watched(session, ids)}
-            polled = polls.rows_of(session, ids)
-            submitted = QueueLengths().waiting(session, exact=False)
-        assert [found[id] for id in ids] == [0, 0, 2, 1]
-        assert [polled[id].position for id in ids] == [0, 0, 2, 1]
+            polled = polls.poll(session, ids, QueueLengths())
+            waiting = turns.waiting(session)
+        assert [found[id] for id in ids] == [1, 0, 3, 1]
+        assert [polled[id].position for id in ids] == [1, 0, 3, 1]
         next_ones = [(full.id, 0), ("other", 0), (full.id, 1), ("other", 1)]
-        assert [submitted.before(*one) for one in next_ones] == [2, 1, 4, 2]
+        assert [waiting.position(*one, Stage.PREPARE) for one in next_ones] == [2, 1, 4, 2]
 
     def test_they_count_again_once_they_may_run(self, database: Database) -> None:
         full = make_key(database, max_running=1)
         submit(database, owner=full.id)
         held = claimed(database)
         submit(database, owner=full.id)
+        submit(database, owner="other")
         later = row(database, submit(database, owner="other"))
         with database.read() as session:
-            assert repository.position(session, later) == 0
+            assert repository.position(session, later) == 1
         do(database, lifecycle.complete, held, {}, 0, 1.0)
         with database.read() as session:
-            assert repository.position(session, later) == 1
+            assert repository.position(session, later) == 2
 
 
 class TestRunning:
