@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-quick lint types golden hostile fuzz faults bench screenshots clean
+.PHONY: help setup demo up test lint types golden hostile fuzz faults bench screenshots clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -32,7 +32,7 @@ up: $(STAMP)  ## start the service on this machine (Ctrl-C stops it)
 	$(BIN)/reelsmith up
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 golden: $(STAMP)  ## the reference's numbers (GOLDEN_DIR=... for another folder of the same form)
 	$(BIN)/python -m pytest -m golden

@@ -11,7 +11,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell ignores it in what it starts with `&`; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SLOW = ("service", "console", "faults", "conformance")
+"""Folders whose tests start whole services, in this order: run first, so that no process is left
+alone with one of them at the end."""
 GOLDEN = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folders = [Path(__file__).parent / name for name in SLOW]
+
+    def place(item: pytest.Item) -> int:
+        return next((n for n, one in enumerate(folders) if one in item.path.parents), len(folders))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
