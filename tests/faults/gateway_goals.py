@@ -76,7 +76,8 @@ def r4(asked: Asked) -> Figure:
 def r12(asked: Asked) -> Figure:
     """Webhooks to a receiver that fails three in ten, while their senders are killed."""
     figure = Figure("R12")
-    number, kills = 200, asked.times(5)
+    kills = asked.times(5)
+    number = max(200, 50 * kills)
     layout = Layout(gateways=2, queues=(), env={"REELSMITH_WEBHOOK_PACE": "0.03"})
     with scene(figure, asked.seed, layout, hooks=True) as on:
         places = ("webhook.before_post", "webhook.after_post", "webhook.after_mark")
