@@ -1,12 +1,11 @@
 """How many requests wait, for the position that a submit is told and for the caller's limit."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from sqlalchemy.orm import Session
 
-from app.keys import limits
 from app.requests import turns
 from app.requests.turns import Line, Waiting
 
@@ -27,14 +26,15 @@ class QueueLengths:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lines: dict[tuple[int, str], Line] = {}
-        self._taken: dict[tuple[str, str], int] = {}
         self._good_until = float("-inf")
 
-    def waiting(self, session: Session, *, exact: bool = False) -> Waiting:
-        """``exact``: counted now, however long it is."""
+    def waiting(
+        self, session: Session, owners: Iterable[str] = (), *, exact: bool = False
+    ) -> Waiting:
+        """``owners`` are asked about. ``exact``: counted now, however long it is."""
         now = self._clock()
         if exact or now >= self._good_until:
-            self._lines, self._taken = turns.lines(session)
+            self._lines = turns.lines(session)
             is_long = sum(line.num for line in self._lines.values()) > LONG
             self._good_until = now + FRESH_S if is_long else float("-inf")
-        return Waiting(self._lines, self._taken, limits.passed_over(session))
+        return turns.waiting_in(session, self._lines, owners)

@@ -104,7 +104,7 @@ def poll(session: Session, ids: Iterable[str], lengths: QueueLengths) -> Mapping
     rows = found.all()
     if not any(row.state == State.QUEUED for row in rows):
         return {row.id: Polled(row, None) for row in rows}
-    waiting = lengths.waiting(session)
+    waiting = lengths.waiting(session, {row.owner for row in rows})
     return {row.id: Polled(row, _position(row, waiting)) for row in rows}
 
 

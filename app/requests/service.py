@@ -230,9 +230,10 @@ def _submit_all(
     lengths: QueueLengths, session: Session, submits: Sequence[Submit]
 ) -> list[Taken | Exception]:
     """What became of each, in their order."""
-    room = QueueRoom(session, (submit.new.owner for submit in submits))
+    owners = {submit.new.owner for submit in submits}
+    room = QueueRoom(session, owners)
     limited = any(submit.max_queue_length is not None for submit in submits)
-    waiting = lengths.waiting(session, exact=limited)
+    waiting = lengths.waiting(session, owners, exact=limited)
     answers: list[Taken | Exception] = []
     new: list[repository.NewRequest] = []
     for submit in submits:

@@ -6,7 +6,7 @@ another one waits for one of them. Owners that run as many as they may are passe
 their turn when they may run again.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Final
@@ -115,7 +115,7 @@ class Waiting:
     lines: dict[tuple[int, str], Line]
     """By rank and owner."""
     taken: dict[tuple[str, str], int] = field(default_factory=dict)
-    """`Turn` by owner and stage, of owners that have something waiting."""
+    """`Turn` by owner and stage; empty where there is one owner only."""
     at_limit: Collection[str] = frozenset()
     """Owners that run as many as they may."""
 
@@ -182,26 +182,32 @@ def own_ahead(of: Table) -> ScalarSelect[int]:
     )
 
 
-def waiting(session: Session) -> Waiting:
-    """Everything that waits now."""
-    return Waiting(*lines(session), limits.passed_over(session))
+def waiting(session: Session, owners: Iterable[str] = ()) -> Waiting:
+    """Everything that waits now; ``owners`` are asked about, whether or not they have something
+    waiting."""
+    return waiting_in(session, lines(session), owners)
 
 
-def lines(
-    session: Session,
-) -> tuple[dict[tuple[int, str], Line], dict[tuple[str, str], int]]:
-    """The lines and turns of `Waiting`."""
-    connection = session.connection()
+def waiting_in(
+    session: Session, lines: dict[tuple[int, str], Line], owners: Iterable[str]
+) -> Waiting:
+    """`waiting`, with lines that were read before."""
+    involved = {owner for _, owner in lines} | set(owners)
+    taken: dict[tuple[str, str], int] = {}
+    if len(involved) > 1:
+        found = session.connection().execute(_TURNS, {"owners": sorted(involved)})
+        taken = {(owner, stage): number for owner, stage, number in found}
+    return Waiting(lines, taken, limits.passed_over(session))
+
+
+def lines(session: Session) -> dict[tuple[int, str], Line]:
+    """What waits, by rank and owner."""
     found: dict[tuple[int, str], Line] = {}
-    for owner, rank, num, first in connection.execute(_LINES):
+    for owner, rank, num, first in session.connection().execute(_LINES):
         line = found.setdefault((rank, owner), Line())
         line.num += num
         line.first = min(line.first, first)
-    owners = {owner for _, owner in found}
-    if len(owners) < 2:
-        return found, {}
-    turns = connection.execute(_TURNS, {"owners": sorted(owners)})
-    return found, {(owner, stage): taken for owner, stage, taken in turns}
+    return found
 
 
 # Not of the ORM, and built once: submits and polls ask them.

@@ -13,8 +13,9 @@ from app.db.engine import Database
 from app.db.models import Request, Stage
 from app.requests import lifecycle, polls, repository, turns
 from app.requests.lengths import QueueLengths
-from tests.app.conftest import LOW, MODE, emptied, row, submit
-from tests.app.keys.conftest import make_key
+from tests.app.conftest import LOW, MODE, Gateway, emptied, row, submit
+from tests.app.keys.conftest import Key, make_key
+from tests.app.keys.test_limits import BODY
 from tests.app.test_lifecycle import claimed, do
 
 
@@ -33,6 +34,26 @@ def test_a_flood_delays_others_by_one(database: Database) -> None:
     submit(database, "b")
     submit(database, "c")
     assert served(database, 6) == "bcabaa"
+
+
+def test_a_submit_is_told_its_turn(gateway: Gateway) -> None:
+    """Also who has nothing waiting, but was served the last."""
+    keys = [make_key(gateway.database) for _ in range(2)]
+
+    def ask(key: Key) -> int:
+        reply = gateway.client.post("/t2v", json=BODY, headers=key.header)
+        return int(reply.json()["queue_position"])
+
+    first, second = keys
+    for key in keys:
+        ask(key)
+        assert claimed(gateway.database).owner == key.id
+    assert [ask(key) for key in (first, second, second, first)] == [0, 1, 2, 2]
+    found = [claimed(gateway.database).owner for _ in range(2)]
+    assert found == [first.id, second.id]
+    # The first one was served before the second, so it is next, with the one it has.
+    assert ask(second) == 2
+    assert ask(first) == 2
 
 
 def test_each_owner_keeps_its_own_order(database: Database) -> None:
