@@ -287,6 +287,7 @@ def _train(
     while trainer.step < spec.num_steps:
         if control := hooks.told():
             log.flush()
+            log.report()
             hooks.save_checkpoint(trainer.step, True)
             raise Stopped(control)
         log.add(trainer.update(*batches.take(trainer.step)))
@@ -300,6 +301,8 @@ def _train(
         wishes = hooks.wished()
         if checkpoint_due or preview_due or wishes or log.is_full:
             log.flush()
+        if last or preview_due or wishes:
+            log.report()
         if checkpoint_due:
             hooks.save_checkpoint(step, last)
             pace.saved(step, time.monotonic())
@@ -318,7 +321,9 @@ def learning_rate(spec: TrainingSpec, step: int) -> float:
 
 
 class MetricsLog:
-    """Collects each step's numbers on the device; flushed, they are lines and one event."""
+    """Collects each step's numbers on the device; flushed, they are lines. Of every `FLUSH_EVERY`
+    lines comes an event: a point of the curve is a mean of as many steps, though a checkpoint may
+    flush in between."""
 
     def __init__(self, spec: TrainingSpec, path: Path, events: EventLog, step: int) -> None:
         self._spec = spec
@@ -327,6 +332,9 @@ class MetricsLog:
         self._flushed_step = step
         self.first_step = step + 1
         self._pending: list[Tensor] = []
+        self._unreported: list[dict[str, Any]] = []
+        self._elapsed_s = 0.0
+        """Of the steps that were not reported yet."""
         self._since = time.monotonic()
         self._step_times_s: list[float] = []
 
@@ -336,7 +344,7 @@ class MetricsLog:
 
     @property
     def is_full(self) -> bool:
-        return len(self._pending) >= FLUSH_EVERY
+        return len(self._unreported) + len(self._pending) >= FLUSH_EVERY
 
     def add(self, numbers: Tensor) -> None:
         self._pending.append(numbers)
@@ -346,7 +354,7 @@ class MetricsLog:
         self._since = time.monotonic()
 
     def flush(self) -> None:
-        """Write the pending steps to metrics.jsonl, and their mean loss as one `step` event.
+        """Write the pending steps to metrics.jsonl; `report` what is enough for a point.
 
         Raises `DivergedError` at the first step whose loss or gradient is NaN or Inf.
         """
@@ -354,29 +362,33 @@ class MetricsLog:
             return
         rows: list[list[float]] = torch.stack(self._pending).tolist()
         self._pending.clear()
-        lines = []
         with self._path.open("a", encoding="utf-8") as file:
             for step, (loss, video, audio, norm) in enumerate(rows, start=self._flushed_step + 1):
                 _check_finite(step, loss, norm)
-                lines.append(
-                    {
-                        "step": step,
-                        "loss": loss,
-                        "loss_video": video,
-                        "loss_audio": None if audio != audio else audio,
-                        "lr": learning_rate(self._spec, step - 1),
-                        "grad_norm": norm,
-                    }
-                )
-                file.write(json.dumps(lines[-1], allow_nan=False) + "\n")
+                line = {
+                    "step": step,
+                    "loss": loss,
+                    "loss_video": video,
+                    "loss_audio": None if audio != audio else audio,
+                    "lr": learning_rate(self._spec, step - 1),
+                    "grad_norm": norm,
+                }
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+                self._unreported.append(line)
         self._flushed_step += len(rows)
-        self._report(lines)
-
-    def _report(self, lines: list[dict[str, Any]]) -> None:
         now = time.monotonic()
-        step_time_s = (now - self._since) / len(lines)
-        self._step_times_s.append(step_time_s)
+        self._elapsed_s += now - self._since
         self._since = now
+        if len(self._unreported) >= FLUSH_EVERY:
+            self.report()
+
+    def report(self) -> None:
+        """The means of what was flushed since the last one, as one `step` event."""
+        if not self._unreported:
+            return
+        lines, self._unreported = self._unreported, []
+        step_time_s, self._elapsed_s = self._elapsed_s / len(lines), 0.0
+        self._step_times_s.append(step_time_s)
         remaining = self._spec.num_steps - self._flushed_step
 
         def mean(key: str) -> float | None:

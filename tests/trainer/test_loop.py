@@ -144,6 +144,26 @@ def test_checkpoints_by_time(tiny: BaseModel, tmp_path: Path) -> None:
     assert steps == [1, 4, 5, 6]
 
 
+def test_checkpoints_do_not_split_the_points_of_the_curve(tiny: BaseModel, tmp_path: Path) -> None:
+    """Each is a mean of as many steps; the log has all steps of a checkpoint when it is saved."""
+    trainer = Trainer(tiny.transformer(with_audio=False), make_spec(num_steps=24), with_audio=False)
+    written: list[int] = []
+
+    class Counting(Recorder):
+        def save_checkpoint(self, step: int, wait: bool) -> None:
+            written.append(len(lines_of(tmp_path)))
+            super().save_checkpoint(step, wait)
+
+    recorder = Counting()
+    hooks = recorder.hooks(checkpoint_every=7, preview_steps=(16,))
+    events = run(trainer, hooks, tmp_path, make_example())
+    assert written == [7, 14, 21, 24]
+    assert [event["step"] for event in events] == [10, 16, 24]
+    losses = [line["loss"] for line in lines_of(tmp_path)]
+    means = [sum(some) / len(some) for some in (losses[:10], losses[10:16], losses[16:24])]
+    assert [event["loss"] for event in events] == pytest.approx(means)
+
+
 def test_a_checkpoint_that_was_not_its_turn_is_made_up_for(tiny: BaseModel, tmp_path: Path) -> None:
     trainer = Trainer(tiny.transformer(with_audio=False), make_spec(num_steps=9), with_audio=False)
     recorder = Recorder()
