@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONWARNINGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint types golden hostile fuzz faults bench screenshots clean
+.PHONY: help setup demo up test lint types golden hostile fuzz faults nightly bench screenshots clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -55,6 +55,9 @@ fuzz: $(STAMP)  ## a minute of atheris on each parser of foreign bytes (FUZZ_S=s
 
 bench: $(STAMP)  ## the benchmarks (minutes); results go to benchmarks/results/
 	$(BIN)/python -m benchmarks.preprocess --out benchmarks/results/preprocess-here.md
+
+nightly: $(STAMP)  ## 10,000 steps of a request's life in any order (tens of minutes; PostgreSQL too where its URL is set)
+	REELSMITH_MACHINE_STEPS=10000 $(BIN)/python -m pytest --timeout 7200 --durations 2 tests/app/test_lifecycle_machine.py
 
 faults: $(STAMP)  ## break the real service by a seeded plan (FAULTS="chaos --minutes 30", "r8 --rounds 30", "--help")
 	$(BIN)/python -m tests.faults $(FAULTS)

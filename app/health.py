@@ -22,6 +22,7 @@ STORE_EVERY_S: Final = 10.0
 """A write to the store costs money and time: probes in between get the last answer."""
 PROBE_KEY: Final = "health/probe"
 PROBE_FILE: Final = "health-probe"
+PROBE_CONTENT: Final = b"ok"
 
 log = structlog.get_logger()
 
@@ -109,11 +110,17 @@ def _ping(session: Session) -> None:
 
 
 def _put(storage: Storage, probe: Path) -> float:
-    """Seconds. The file stays, under one name: a temporary one would be left by who is killed."""
+    """Seconds. The file stays, under one name: a temporary one would be left by who is killed.
+
+    It is never truncated: another gateway may be storing it. Whoever finds it empty, as one that
+    is about to write or died before it did leaves it, writes the same into it.
+    """
     began = time.monotonic()
-    if not probe.exists():
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"ok")
+    probe.parent.mkdir(parents=True, exist_ok=True)
+    probe.touch()
+    if probe.stat().st_size == 0:
+        with probe.open("r+b") as file:
+            file.write(PROBE_CONTENT)
     storage.put_file(PROBE_KEY, probe)
     return time.monotonic() - began
 

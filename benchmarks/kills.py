@@ -165,7 +165,7 @@ def product(jobs: int, kills: int, seed: int) -> Row:
             worker_app="benchmarks.queue_worker", slots=SLOTS, started=("gateway",),
         )  # fmt: skip
         with running(folder / "stack", small_archive(folder), seed, layout) as stack:
-            client = Client(stack.front.url, folder / "log", stack.files.url)
+            client = Client(stack.front.url, folder / "log", stack.files)
             ids = [client.submit("check").request_id for _ in range(jobs)]  # type: ignore[union-attr]
             (worker,) = stack.workers["cpu"]
             killed = Killed(worker.start, worker.kill, seed, kills)

@@ -13,6 +13,7 @@ from app.modes.generation import MAX_INLINE_BYTES
 from app.requests import lifecycle
 from app.requests.files import INLINE
 from app.storage.errors import ObjectMissing
+from preprocessing.failpoints import reach
 from preprocessing.manifest import MANIFEST_FILE, SOURCE_FILE, SourceManifest
 from trainer.generation import LoraChoice, SafetyClassifier
 from trainer.job import LORA_FILE, GenerateJob, JobDir
@@ -37,10 +38,12 @@ def generate(attempt: Attempt) -> None:
     assert prepared is not None
     job_dir = JobDir(attempt.folder / "job")
     make_job(attempt, job_dir, prepared)
+    reach("generate.job_made")
     events = SamplingEvents(attempt, EventTail(job_dir.events))
     result = supervise(attempt, job_dir, events)
     events.forward()
     end(attempt, result)
+    reach("generate.made")
     made = job_dir.generation_result()
     attempt.forward.progress(stage="upload")
     attempt.forward.log("Storing the video")
@@ -55,7 +58,9 @@ def generate(attempt: Attempt) -> None:
     # Of the file, which ends where the source does.
     units = attempt.generation.billable_units(Canvas(made.width, made.height), made.num_frames)
     seconds = round(time.monotonic() - attempt.started, 3)
+    reach("complete.before")
     attempt.write(lambda s: lifecycle.complete(s, attempt.claim, body, units, seconds))
+    reach("complete.after_commit")
     log.info("attempt.completed", units=units)
 
 

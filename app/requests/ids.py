@@ -4,15 +4,27 @@ import re
 from typing import Annotated, Final
 
 from fastapi import Path, Query
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 FORM: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 """Of every id, as a regular expression."""
 MAX_ID_CHARACTERS: Final = 64
 """Longer than any id; what is longer names no request."""
 
-NO_NUL: Final = r"^[^\x00]*$"
-"""PostgreSQL can't even be asked for a text with NUL."""
-IdInPath = Annotated[str, Path(max_length=MAX_ID_CHARACTERS, pattern=NO_NUL)]
+
+def _without_nul(text: str) -> str:
+    if "\x00" in text:
+        raise PydanticCustomError("value_error", "An id has no NUL character")
+    return text
+
+
+AnId = Annotated[
+    str, AfterValidator(_without_nul), Field(json_schema_extra={"pattern": r"^[^\x00]*$"})
+]
+"""PostgreSQL can't even be asked for a text with NUL. The pattern is for documents: as a rule of
+pydantic's it would be the message."""
+IdInPath = Annotated[AnId, Path(max_length=MAX_ID_CHARACTERS)]
 
 MAX_ROW_ID: Final = (1 << 63) - 1
 """What the database's integers hold."""

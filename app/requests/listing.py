@@ -15,7 +15,7 @@ from app.db.models import Attempt, Purpose, Request, State
 from app.errors import ExpiredRequest, UnknownRequest
 from app.requests import lifecycle, repository
 from app.requests.answers import metrics_of, stage_of, urls
-from app.requests.ids import MAX_ID_CHARACTERS, NO_NUL, IdInPath
+from app.requests.ids import MAX_ID_CHARACTERS, AnId, IdInPath
 from app.requests.schemas import WIRE_STATUS, AttemptMade, Found, Listed, RequestList, Standing
 
 DEFAULT_LIMIT: Final = 20
@@ -77,10 +77,8 @@ def listing_router(
         owner: Annotated[str, Depends(authenticate)],
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
         before: Annotated[
-            str | None,
-            Query(
-                max_length=MAX_ID_CHARACTERS, pattern=NO_NUL, description="An id: only older ones."
-            ),
+            AnId | None,
+            Query(max_length=MAX_ID_CHARACTERS, description="An id: only older ones."),
         ] = None,
         standing: Annotated[Standing | None, Query(description="Only those in this state.")] = None,
         endpoint: Annotated[

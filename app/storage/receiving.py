@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +52,19 @@ def sweep_staged(folder: Path, older_than_s: float) -> int:
 class Receiver:
     """Takes bodies in. A body has its room before its first byte is written."""
 
-    def __init__(self, storage: Storage, database: AsyncDatabase, folder: Path) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        database: AsyncDatabase,
+        folder: Path,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         """``folder`` takes what has not been stored yet; made when missing."""
         self._storage = storage
         self._database = database
         self._folder = folder
+        self._now = now
         folder.mkdir(parents=True, exist_ok=True)
 
     def new_path(self) -> Path:
@@ -72,7 +80,7 @@ class Receiver:
             BodyTooLarge: for ``max_bytes``.
             StorageLimitReached: for what is left of the owner's limit.
             Forbidden: the owner's key is revoked.
-            BadRequest: the client stopped sending.
+            BadRequest: the client stopped sending, or sends too slowly.
         """
         async with self._received(request, key, owner, max_bytes) as body:
             stored = await run_in_threadpool(
@@ -97,7 +105,7 @@ class Receiver:
         self, request: Request, key: str, owner: str, max_bytes: int
     ) -> AsyncIterator["_Body"]:
         """The body in a file aside, for the length of the block."""
-        body = _Body(request, self._database, owner, self.new_path(), max_bytes)
+        body = _Body(request, self._database, owner, self.new_path(), max_bytes, self._now)
         await body.admit(key)
         try:
             await body.receive()
@@ -118,6 +126,7 @@ class _Body:
     owner: str
     path: Path
     max_bytes: int
+    now: Callable[[], float]
     ticket: str = ""
     room: int = 0
     """Bytes that are reserved for it."""
@@ -134,7 +143,7 @@ class _Body:
     async def receive(self) -> None:
         """Stream the body to `path`. Raises as soon as it is known to be too large."""
         chunks = aiter(self.request.stream())
-        started = time.monotonic()
+        started = self.now()
         buffer = bytearray()
         size = 0
         with self.path.open("xb") as file:
@@ -142,7 +151,7 @@ class _Body:
                 size += len(chunk)
                 if size > self.max_bytes:
                     raise self._too_large()
-                _check_rate(size, time.monotonic() - started)
+                _check_rate(size, self.now() - started)
                 if size > self.room:
                     ahead = min(size + GROWTH_BYTES, self.max_bytes)
                     self.room = await self.database.write(

@@ -44,6 +44,7 @@ GOALS: dict[str, Callable[[Asked], Figure]] = {
     "r20": gateway_goals.r20,
     "r21": load_goals.r21,
     "r23": worker_goals.r23,
+    "r23-generations": worker_goals.r23_generations,
     "r24": gateway_goals.r24,
 }
 
@@ -83,7 +84,8 @@ def _chaos(asked: argparse.Namespace) -> int:
     total: Counter[str] = Counter()
     while True:
         options = [f"--faults {asked.faults}", f"--seconds {asked.seconds:g}"]
-        options += [f"--trainings {asked.trainings}", f"--checks {asked.checks}"]
+        options += [f"--trainings {asked.trainings}", f"--generations {asked.generations}"]
+        options += [f"--checks {asked.checks}"]
         options += [f"--broker {asked.broker}", f"--store {asked.store}"]
         options += ["--postgres URL"] if asked.postgres else []
         again = f"python -m tests.faults chaos --seed {seed} {' '.join(options)}"
@@ -130,7 +132,13 @@ def _layout(asked: argparse.Namespace) -> Layout:
 
 
 def _load(asked: argparse.Namespace) -> Load:
-    return Load(asked.trainings, asked.checks, 1, asked.seconds, asked.faults)
+    return Load(
+        asked.trainings,
+        asked.generations,
+        asked.checks,
+        seconds=asked.seconds,
+        faults=asked.faults,
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -145,6 +153,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=20, help="of one plan")
     parser.add_argument("--seconds", type=float, default=60.0, help="over which they come")
     parser.add_argument("--trainings", type=int, default=2)
+    parser.add_argument("--generations", type=int, default=1)
     parser.add_argument("--checks", type=int, default=5)
     parser.add_argument("--down-s", type=float, default=Asked.down_s, help="of the store, in r10")
     redis = "redis" if shutil.which("redis-server") else "files"

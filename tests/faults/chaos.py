@@ -28,6 +28,7 @@ class Load:
     """What is asked of the service."""
 
     trainings: int = 2
+    generations: int = 1
     checks: int = 6
     cancels: int = 1
     """Checks or trainings besides, whose user changes his mind."""
@@ -69,7 +70,7 @@ def run(seed: int, layout: Layout, load: Load, say: Say = print) -> Run:
         archive = small_archive(folder)
         with running(folder / "stack", archive, seed, layout) as stack:
             client = Client(
-                stack.front.url, folder / "accepted.jsonl", stack.files.url, stack.hooks.url
+                stack.front.url, folder / "accepted.jsonl", stack.files, stack.hooks.url
             )
             done, cancelled = suffer(stack, client, seed, load, say)
             stack.heal()
@@ -117,7 +118,8 @@ def _submit_all(
     client: Client, seed: int, load: Load, cancelled: list[str], errors: list[BaseException]
 ) -> None:
     rng = random.Random(f"{seed} submits")
-    kinds = ["training"] * load.trainings + ["check"] * load.checks
+    kinds = ["training"] * load.trainings + ["generation"] * load.generations
+    kinds += ["check"] * load.checks
     kinds += [rng.choice(["training cancel", "check cancel"]) for _ in range(load.cancels)]
     rng.shuffle(kinds)
     # A training first: it is what takes long.

@@ -11,6 +11,9 @@ from typing import Any
 
 import httpx
 
+from tests.faults.material import LORA, SOURCE
+from tests.faults.servers import Files
+
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
 """As fal's clients, and 500 besides."""
 PAUSE_S = 0.2
@@ -27,6 +30,22 @@ TRAINING = {
 """The least that the API takes: seconds on the tiny model."""
 LEAST_UNITS = 100
 """What the shortest training costs; a longer one costs its steps."""
+GENERATION: dict[str, Any] = {
+    "prompt": "a man in a car on a wide road",
+    "resolution": {"width": 256, "height": 144},
+    "num_frames": 9,
+    "num_inference_steps": 8,
+    "generate_audio": False,
+    "seed": 7,
+}
+"""As little: less than a megapixel, and with its seed the same video every time."""
+GENERATION_UNITS = 1
+PATHS = {
+    "training": "/t2v",
+    "check": "/t2v/check",
+    "generation": "/fal-ai/ltx-2.3-quality/outpaint/lora",
+}
+"""Where each kind of request goes."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +55,7 @@ class Accepted:
     key: str
     request_id: str
     kind: str
-    """``training`` or ``check``."""
+    """One of `PATHS`."""
     status_url: str
     response_url: str
     cancel_url: str
@@ -50,7 +69,7 @@ class Client:
 
     url: str
     log: Path
-    archive_url: str
+    files: Files
     hook_url: str | None = None
     accepted: list[Accepted] = field(default_factory=list)
     posts: int = 0
@@ -72,20 +91,25 @@ class Client:
     ) -> Accepted | None:
         """Until it is accepted. None: ``give_up`` said so; then it may have been, or not."""
         key = key or uuid.uuid4().hex
-        path = "/t2v" if kind == "training" else "/t2v/check"
-        body = {**TRAINING, "training_data_url": self.archive_url, **fields}
+        body = {**self._least(kind), **fields}
         deadline = time.monotonic() + limit_s
         with httpx.Client(base_url=self.url, timeout=15.0, trust_env=False) as http:
             while not give_up():
-                reply = self._post(http, path, body, key)
+                reply = self._post(http, PATHS[kind], body, key)
                 if reply is not None and reply.status_code == 200:
-                    units = max(LEAST_UNITS, int(body["number_of_steps"]))
-                    return self._accept(key, kind, reply.json(), units if kind == "training" else 0)
+                    return self._accept(key, kind, reply.json(), units_of(kind, body))
                 if reply is not None and reply.status_code not in RETRIED:
                     raise AssertionError(f"{reply.status_code}: {reply.text}")
                 assert time.monotonic() < deadline, f"no submit was accepted in {limit_s:g} s"
                 time.sleep(PAUSE_S)
         return None
+
+    def _least(self, kind: str) -> dict[str, Any]:
+        """The body of the least request of its kind."""
+        if kind == "generation":
+            lora = {"path": self.files.url_of(LORA)}
+            return {**GENERATION, "video_url": self.files.url_of(SOURCE), "loras": [lora]}
+        return {**TRAINING, "training_data_url": self.files.url}
 
     def _post(
         self, http: httpx.Client, path: str, body: dict[str, Any], key: str
@@ -111,6 +135,16 @@ class Client:
             log.write(json.dumps(vars(accepted)) + "\n")
             self.accepted.append(accepted)
         return accepted
+
+
+def units_of(kind: str, body: dict[str, Any]) -> int:
+    """What a request costs if it ends well."""
+    match kind:
+        case "training":
+            return max(LEAST_UNITS, int(body["number_of_steps"]))
+        case "generation":
+            return GENERATION_UNITS
+    return 0
 
 
 def patiently(ask: Callable[[], httpx.Response], limit_s: float = 60.0) -> httpx.Response:

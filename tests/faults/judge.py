@@ -4,20 +4,22 @@ A finding is a sentence about something that must not be. An empty list is the v
 """
 
 import hashlib
+import io
 import json
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import av
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import select
 
 from app.db.models import Attempt, Outcome, Request, State
-from tests.faults.client import Accepted, Client, patiently
+from tests.faults.client import GENERATION, Accepted, Client, patiently
 from tests.faults.servers import Hook
 from tests.faults.stack import S3_KEYS, Stack
 from workers.workdir import sweep
@@ -61,7 +63,7 @@ def judge(stack: Stack, client: Client, cancelled: Iterable[str] = ()) -> Verdic
     say = verdict.findings.append
     _keys(client, rows, say)
     asked = set(cancelled)
-    digests: dict[str, str] = {}
+    digests: dict[str, dict[str, str]] = defaultdict(dict)
     for one in client.accepted:
         row = rows.get(one.request_id)
         if row is None:
@@ -71,8 +73,9 @@ def judge(stack: Stack, client: Client, cancelled: Iterable[str] = ()) -> Verdic
         verdict.ended[row.result_status or 0] += 1
         verdict.attempts.update(f"{a.stage}:{a.outcome}" for a in attempts[row.id])
         _answer(stack, one, row, digests, say)
-    if len(set(digests.values())) > 1:
-        say(f"equal trainings made different LoRAs: {sorted(Counter(digests.values()).items())}")
+    for name, found in digests.items():
+        if len(set(found.values())) > 1:
+            say(f"equal requests made different files: {name}, {Counter(found.values())}")
     _webhooks(stack, client, rows, verdict)
     _left_over(stack, rows, verdict)
     _logs(stack, attempts, verdict)
@@ -110,29 +113,31 @@ def _end(one: Accepted, row: Request, attempts: list[Attempt], asked: bool, say:
         say(f"{row.id} ended with {row.result_status}: {row.error}")
 
 
-def _answer(stack: Stack, one: Accepted, row: Request, digests: dict[str, str], say: Any) -> None:
-    """The client's own view of the same, down to the bytes of the LoRA."""
+def _answer(
+    stack: Stack, one: Accepted, row: Request, digests: dict[str, dict[str, str]], say: Any
+) -> None:
+    """The client's own view of the same, down to the bytes of the LoRA or the video."""
     status = patiently(lambda: stack.http.get(one.status_url)).json()["status"]
     if (status == "COMPLETED") != (row.state == State.COMPLETED):
         say(f"{row.id} is {row.state} and answered as {status}")
-    if row.result_status != 200 or one.kind != "training":
+    if row.result_status != 200 or one.kind not in FILES:
         return
     result = patiently(lambda: stack.http.get(one.response_url))
     if result.status_code != 200:
         say(f"the result of {row.id} is answered with {result.status_code}")
         return
     assert row.result_body is not None
-    for name in ("lora_file", "config_file"):
+    for name in FILES[one.kind]:
         key, told = row.result_body[name]["key"], result.json()[name]
         if f"/outputs/{row.attempt}/" not in key:
             say(f"{row.id}: {key} is not of attempt {row.attempt}, which completed it")
         got = patiently(lambda told=told: stack.http.get(told["url"]))  # type: ignore[misc]
         if got.status_code != 200 or len(got.content) != told["file_size"]:
             say(f"{row.id}: {name} is answered with {got.status_code}, {len(got.content)} bytes")
-        elif name == "lora_file":
-            digests[row.id] = hashlib.sha256(got.content).hexdigest()
-            if not _whole_safetensors(got.content):
-                say(f"{row.id}: its LoRA is damaged")
+        elif name in WHOLE:
+            digests[name][row.id] = hashlib.sha256(got.content).hexdigest()
+            if not WHOLE[name](got.content):
+                say(f"{row.id}: its {name} is damaged")
 
 
 def _whole_safetensors(content: bytes) -> bool:
@@ -140,6 +145,23 @@ def _whole_safetensors(content: bytes) -> bool:
     header = json.loads(content[8 : 8 + length])
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return 8 + length + max(ends) == len(content)
+
+
+def _whole_video(content: bytes) -> bool:
+    """Whether every frame that was asked for can be decoded."""
+    try:
+        with av.open(io.BytesIO(content)) as container:
+            sizes = [(frame.width, frame.height) for frame in container.decode(video=0)]
+    except av.FFmpegError:
+        return False
+    size = (GENERATION["resolution"]["width"], GENERATION["resolution"]["height"])
+    return sizes == [size] * GENERATION["num_frames"]
+
+
+FILES: Final = {"training": ("lora_file", "config_file"), "generation": ("video",)}
+"""Of a request that ended well, by its kind."""
+WHOLE: Final = {"lora_file": _whole_safetensors, "video": _whole_video}
+"""What made equal requests equal, and whether a file is all there."""
 
 
 def _webhooks(stack: Stack, client: Client, rows: dict[str, Request], verdict: Verdict) -> None:

@@ -37,6 +37,8 @@ KILLED_AT: Final = (
     "prepare.stored",
     "train.job_made",
     "train.trained",
+    "generate.job_made",
+    "generate.made",
     "store.before_put",
     "store.between",
     "store.after_put",

@@ -70,6 +70,11 @@ class Scene:
         assert accepted is not None
         return accepted
 
+    def generation(self) -> Accepted:
+        accepted = self.client.submit("generation")
+        assert accepted is not None
+        return accepted
+
     def check(self) -> Accepted:
         accepted = self.client.submit("check")
         assert accepted is not None
@@ -126,7 +131,7 @@ def scene(figure: Figure, seed: int, layout: Layout, *, hooks: bool = False) -> 
         folder = Path(name)
         with running(folder / "stack", small_archive(folder), seed, layout) as stack:
             hook = stack.hooks.url if hooks else None
-            client = Client(stack.front.url, folder / "accepted.jsonl", stack.files.url, hook)
+            client = Client(stack.front.url, folder / "accepted.jsonl", stack.files, hook)
             try:
                 yield Scene(stack, client, random.Random(f"{seed} {figure.goal}"))
             except AssertionError as error:

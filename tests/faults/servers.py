@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,9 +24,12 @@ START_TIMEOUT_S = 90.0
 
 @dataclass
 class Files:
-    """A server of one archive. ``faults``: how answers to come are spoiled, the last one first."""
+    """A server of users' files. ``faults``: how answers to come are spoiled, the last one first."""
 
     content: bytes
+    """The archive: whatever path has no file of its own."""
+    others: Mapping[str, bytes]
+    """Further files by name."""
     port: int = 0
     faults: list[str] = field(default_factory=list)
     served: Counter[str] = field(default_factory=Counter)
@@ -34,13 +37,16 @@ class Files:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/clips.zip"
+        return self.url_of("clips.zip")
+
+    def url_of(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{name}"
 
 
 @contextlib.contextmanager
-def serving_files(archive: Path) -> Iterator[Files]:
+def serving_files(archive: Path, others: Mapping[str, bytes]) -> Iterator[Files]:
     """Whoever asks for ``?n=...`` gets ``archive`` under a URL of its own."""
-    files = Files(archive.read_bytes())
+    files = Files(archive.read_bytes(), others)
 
     class Asked(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -49,18 +55,19 @@ def serving_files(archive: Path) -> Iterator[Files]:
             fault = files.faults.pop() if files.faults else "none"
             files.served[fault] += 1
             first = _range_start(self.headers.get("range"))
-            body = files.content[first:]
+            content = files.others.get(self.path.removeprefix("/"), files.content)
+            body = content[first:]
             if fault == "503":
                 self.send_response(503)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
             self.send_response(206 if first else 200)
-            self.send_header("Content-Type", "application/zip")
+            self.send_header("Content-Type", "application/octet-stream")
             self.send_header("ETag", '"one"')
             self.send_header("Accept-Ranges", "bytes")
             if first:
-                last, size = len(files.content) - 1, len(files.content)
+                last, size = len(content) - 1, len(content)
                 self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

@@ -20,6 +20,7 @@ from app.settings import Settings
 from app.storage import Storage, make_storage
 from tests.app.storage.proxy import Proxy, running_proxy
 from tests.faults.databases import fresh_database
+from tests.faults.material import material
 from tests.faults.servers import Files, Hooks, moto, receiving_hooks, serving_files
 from tests.faults.wire import Wire, wire
 from tests.service.harness import descendants, processes_of
@@ -215,7 +216,7 @@ def running(folder: Path, archive: Path, seed: int, layout: Layout) -> Iterator[
     (folder / "tmp").mkdir()
     (folder / "failpoints").write_text("")
     with contextlib.ExitStack() as around:
-        files = around.enter_context(serving_files(archive))
+        files = around.enter_context(serving_files(archive, material()))
         hooks = around.enter_context(receiving_hooks(seed, layout.failing_hooks))
         ports = [free_port() for _ in range(layout.gateways)]
         front = around.enter_context(wire(*ports))

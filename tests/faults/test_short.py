@@ -6,13 +6,13 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from app.db.models import Request
 from tests.faults import chaos, plan
@@ -24,7 +24,7 @@ from tests.faults.stack import Layout, Stack, left_behind, running
 pytestmark = [pytest.mark.service, pytest.mark.timeout(300)]
 
 SEED = int(os.environ.get("REELSMITH_FAULTS_SEED", "1"))
-LOAD = Load(trainings=1, checks=3, cancels=1, seconds=15.0, faults=12, drain_s=200.0)
+LOAD = Load(trainings=1, generations=1, checks=2, cancels=1, seconds=15.0, faults=12, drain_s=200.0)
 
 
 def layout() -> Layout:
@@ -41,7 +41,7 @@ def suffered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, 
     folder = tmp_path_factory.mktemp("faults")
     print(f"seed {SEED}; again: REELSMITH_FAULTS_SEED={SEED} pytest {__file__}")
     with running(folder / "stack", chaos.small_archive(folder), SEED, layout()) as stack:
-        client = Client(stack.front.url, folder / "log", stack.files.url, stack.hooks.url)
+        client = Client(stack.front.url, folder / "log", stack.files, stack.hooks.url)
         _, cancelled = chaos.suffer(stack, client, SEED, LOAD, print)
         stack.heal()
         chaos.drain(stack, client, LOAD, print)
@@ -54,7 +54,7 @@ def test_each_request_ends_once_and_nothing_is_left(
 ) -> None:
     stack, _, verdict = suffered
     assert verdict.findings == [], stack.tails()
-    assert verdict.accepted == LOAD.trainings + LOAD.checks + LOAD.cancels
+    assert verdict.accepted == LOAD.trainings + LOAD.generations + LOAD.checks + LOAD.cancels
     assert verdict.ended.total() == verdict.accepted
 
 
@@ -90,21 +90,37 @@ def _make_another_attempt(stack: Stack, client: Client) -> None:
 def _set(stack: Stack, client: Client, **columns: Any) -> None:
     with stack.database.write() as session:
         session.execute(
-            update(Request).where(Request.id == _training(client)).values(**columns)
+            update(Request).where(Request.id == _first(client, "training")).values(**columns)
         )  # fmt: skip
 
 
-def _training(client: Client) -> str:
-    return next(one.request_id for one in client.accepted if one.kind == "training")
+def _first(client: Client, kind: str) -> str:
+    return next(one.request_id for one in client.accepted if one.kind == kind)
 
 
 def _damage_the_lora(stack: Stack, client: Client) -> None:
-    storage = stack.storage
-    (key,) = [key for key in storage.list_keys("requests") if key.endswith("lora.safetensors")]
-    path = stack.folder / "cut"
-    storage.fetch(key, path)
-    path.write_bytes(path.read_bytes()[:-1])
-    storage.put_file(key, path)
+    _change(stack, _first(client, "training"), "lora_file", lambda content: content[:-1])
+
+
+def _damage_the_video(stack: Stack, client: Client) -> None:
+    """Its size stays, so that only a decoder sees it."""
+
+    def half(content: bytes) -> bytes:
+        return content[: len(content) // 2].ljust(len(content), b"\0")
+
+    _change(stack, _first(client, "generation"), "video", half)
+
+
+def _change(stack: Stack, request_id: str, name: str, how: Callable[[bytes], bytes]) -> None:
+    """A file of a result, in the store."""
+    with stack.database.read() as session:
+        row = session.scalars(select(Request).where(Request.id == request_id)).one()
+        assert row.result_body is not None
+        key = row.result_body[name]["key"]
+    path = stack.folder / "changed"
+    stack.storage.fetch(key, path)
+    path.write_bytes(how(path.read_bytes()))
+    stack.storage.put_file(key, path)
 
 
 def _lose_webhooks(stack: Stack, client: Client) -> None:
@@ -123,6 +139,7 @@ def _leave_a_file(stack: Stack, client: Client) -> None:
         (_bill_twice, "200 units"),
         (_make_another_attempt, "of 99"),
         (_damage_the_lora, "lora_file is answered with 200"),
+        (_damage_the_video, "its video is damaged"),
         (_forget_the_end, "never ended"),
         (_lose_the_row, "is unknown"),
     ],

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from collections import Counter
 
 from app.db.models import Outcome, Stage
 from app.settings import Settings
@@ -269,6 +270,61 @@ def r23(asked: Asked) -> Figure:
     figure.numbers |= {"points": len(COMPLETION), "kills": len(fired), "rounds": rounds}
     figure.require(len(fired) == rounds * len(COMPLETION), f"only {len(fired)} fired")
     return figure
+
+
+GENERATION_END = (
+    "generate.job_made",
+    "generate.made",
+    *COMPLETION,
+)
+"""The same points, reached by a real generation, and two before them."""
+
+
+def r23_generations(asked: Asked) -> Figure:
+    """SIGKILL of a gpu worker's process group at each point of a generation's end."""
+    figure = Figure("R23 of generations")
+    rounds = asked.times(1)
+    expected = {f"{place} killgroup": rounds for place in GENERATION_END}
+    with scene(figure, asked.seed, TRAINERS, hooks=True) as on:
+        for place in GENERATION_END:
+            for _ in range(rounds):
+                one = _dying_at(on, place)
+                on.until_ended(one)
+                outcomes = [a.outcome for a in on.attempts(one, Stage.TRAIN)]
+                killed = [] if place == "complete.after_commit" else [Outcome.LOST]
+                figure.require(
+                    outcomes == [*killed, Outcome.COMPLETED], f"{place}: it ended as {outcomes}"
+                )
+        # The last one is killed a moment after it has ended.
+        seconds_until(lambda: _killed_at(on) == expected, 10.0)
+        killed_at = _killed_at(on)
+        on.judged(figure)
+    figure.numbers |= {
+        "points": len(GENERATION_END),
+        "kills": killed_at.total(),
+        "rounds": rounds,
+    }
+    figure.require(killed_at == expected, f"killed at {killed_at}")
+    return figure
+
+
+def _killed_at(on: Scene) -> Counter[str]:
+    return Counter(line for line in on.stack.fired() if line.endswith("killgroup"))
+
+
+def _dying_at(on: Scene, place: str) -> Accepted:
+    """A generation whose gpu worker will die there. The stage before puts files into the store too,
+    so that its places are armed once the video is made."""
+    if not place.startswith("store."):
+        on.stack.arm(place, "killgroup")
+        return on.generation()
+    waiting = "generate.made sleep:2"
+    before = on.stack.fired().count(waiting)
+    on.stack.arm(*waiting.split())
+    one = on.generation()
+    on.stack.until(lambda: on.stack.fired().count(waiting) > before, 120.0, "the video")
+    on.stack.arm(place, "killgroup")
+    return one
 
 
 def light(workers: int) -> Layout:

@@ -399,4 +399,6 @@ def test_an_id_with_nul_is_no_fault_of_ours(gateway: Served, method: str, path: 
     """SQLite looks for it; PostgreSQL's driver raises."""
     headers = {"Authorization": f"Key {KEY}"}
     reply = httpx.request(method, gateway.url + path, headers=headers, trust_env=False)
-    assert reply.status_code in (404, 422), reply.text
+    assert reply.status_code == 422, reply.text
+    (detail,) = reply.json()["detail"]
+    assert detail["msg"] == "An id has no NUL character"

@@ -11,19 +11,21 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import select
+from starlette.requests import Request
 
 from app import replies
 from app.auth import Authenticator
 from app.db.engine import AsyncDatabase, Database
 from app.db.models import Upload
-from app.errors import StorageLimitReached
+from app.errors import BadRequest, StorageLimitReached
 from app.keys import store as keys
 from app.settings import Settings
 from app.storage import ledger, make_signer, receiving
 from app.storage.endpoints import router_for
 from app.storage.local import LocalStorage
+from app.storage.receiving import MIN_RATE_BYTES_S, STAGING, STALL_S, Receiver
 from tests.app.keys.conftest import Key, make_key, revoke
-from tests.app.storage.conftest import EXPIRY_S, PUBLIC_URL
+from tests.app.storage.conftest import EXPIRY_S, PUBLIC_URL, Clock
 from tests.app.storage.test_endpoints import Client
 
 LIMIT = 1000
@@ -255,6 +257,58 @@ def test_a_client_that_goes_away_leaves_its_room(
     assert send(half, key, b"").status_code == 499  # type: ignore[arg-type]
     assert seen == [700]
     assert used(database, key.id) == 0
+
+
+LONG_S = STALL_S + 1
+LEAST = int(LONG_S * MIN_RATE_BYTES_S)
+"""Bytes of a body that takes so long."""
+
+
+@pytest.mark.parametrize(
+    ("pieces", "taken"),
+    [
+        pytest.param([(STALL_S, 1)], True, id="slow at first"),
+        pytest.param([(LONG_S, LEAST)], True, id="just fast enough"),
+        pytest.param([(LONG_S, LEAST - 1)], False, id="too slow"),
+        pytest.param([(0.0, LEAST), (LONG_S, 1)], True, id="on average"),
+        pytest.param([(0.0, LEAST), (LONG_S, 1), (1.0, 1)], False, id="on average no more"),
+    ],
+)
+def test_a_body_that_trickles(
+    database: Database,
+    settings: Settings,
+    store: LocalStorage,
+    clock: Clock,
+    pieces: list[tuple[float, int]],
+    taken: bool,
+) -> None:
+    """Each piece is some bytes after some seconds."""
+    owner = make_key(database).id
+    coming = iter(pieces)
+
+    async def receive() -> dict[str, Any]:
+        seconds, size = next(coming, (0.0, 0))
+        clock.now += seconds
+        return {"type": "http.request", "body": b"x" * size, "more_body": size > 0}
+
+    async def send() -> None:
+        asynchronous = AsyncDatabase(settings.database_url)
+        try:
+            receiver = Receiver(store, asynchronous, settings.data_dir / STAGING, now=clock)
+            request = Request({"type": "http", "headers": []}, receive)
+            await receiver.store_file(request, "uploads/a", owner, None, 10**6)
+        finally:
+            await asynchronous.close()
+
+    if taken:
+        asyncio.run(send())
+    else:
+        with pytest.raises(BadRequest, match="slower than 1024 bytes per second") as refused:
+            asyncio.run(send())
+        assert refused.value.status == 400
+    assert store.list_keys("uploads") == ["uploads/a"] * taken
+    assert used(database, owner) == sum(size for _, size in pieces) * taken
+    assert list((settings.data_dir / STAGING).iterdir()) == []
 
 
 @pytest.mark.parametrize("begun", ["initiate", "initiate-multipart"])
