@@ -4,6 +4,7 @@ The sampler is that of the previews; what is added is a user's wishes: any canva
 by file, a source that is held more or less firmly, and what was given laid over the result.
 """
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -14,10 +15,11 @@ from diffusers import LTX2VideoTransformer3DModel
 from preprocessing.events import EventLog
 from trainer.cache import EncodedCache
 from trainer.decode import Decoder
+from trainer.device import device_name, forget_peak, peak_bytes, total_bytes
 from trainer.encode import encode_all
 from trainer.errors import LoraFileError, SampleError
 from trainer.expansion import CannotExpand, expand_prompt
-from trainer.generation import GenerationResult, GenerationSpec
+from trainer.generation import GenerationResult, GenerationSpec, num_passes
 from trainer.generation_plan import SamplePlan
 from trainer.guidance import plain_guidance
 from trainer.job import GenerateJob, JobDir, write_atomically
@@ -47,6 +49,7 @@ class Generation:
         self.models = models
         self.events = events
         self.saved_step = 0
+        self._sampling_s = 0.0
         self._transformer: LTX2VideoTransformer3DModel | None = None
         self._held = ExitStack()
         self._notes: list[str] = []
@@ -63,9 +66,12 @@ class Generation:
             self._notes += source.manifest.notes  # logged by the preparation
         prompt = self._prompt(spec, base)
         cache = self._encoded(prompt, source, base)
+        forget_peak(base.device)
         latents = self._sampled(spec, prompt, plan, loras, cache, base)
+        writing = time.monotonic()
         with self.events.stage("write_video"):
             self._write(spec, plan, latents, base, safety)
+        self._say_what_it_took(spec, plan, latents, base, time.monotonic() - writing)
         result = GenerationResult(
             seed=spec.seed,
             prompt=prompt,
@@ -187,6 +193,7 @@ class Generation:
         def report(done: int, total: int) -> None:
             self.events.emit("progress", name="generate", done=done, total=total)
 
+        started = time.monotonic()
         with self.events.stage("generate"):
             latents = sample(
                 transformer,
@@ -203,6 +210,7 @@ class Generation:
                 "The sample became NaN or Inf. LoRAs that act too strongly do that, and a very "
                 "high guidance_scale: lower them."
             )
+        self._sampling_s = time.monotonic() - started  # a GPU has done all of it only now
         return latents
 
     def _write(
@@ -245,6 +253,29 @@ class Generation:
             if safety is not None:
                 safety.require_safe()  # raised in here, so that no file appears
 
+    def _say_what_it_took(
+        self,
+        spec: GenerationSpec,
+        plan: SamplePlan,
+        latents: SampledLatents,
+        base: BaseModel,
+        writing_s: float,
+    ) -> None:
+        """For the estimates of others like it (`app/requests/measurements.py`)."""
+        self.events.emit(
+            "generated",
+            model=base.id,
+            device=device_name(base.device),
+            video_tokens=plan.geometry.num_tokens,
+            audio_tokens=0 if latents.audio is None else latents.audio.shape[1],
+            num_passes=num_passes(spec.guidance_scale),
+            step_time_s=round(self._sampling_s / spec.num_inference_steps, 4),
+            num_pixels=spec.width * spec.height * plan.num_frames,
+            writing_s=round(writing_s, 3),
+            peak_memory_bytes=peak_bytes(base.device),
+            device_memory_bytes=total_bytes(base.device),
+        )
+
     def _report_frame(self, done: int, total: int) -> None:
         if done % _FRAMES_PER_REPORT == 0 or done == total:
             self.events.emit("progress", name="write_video", done=done, total=total)
@@ -263,4 +294,4 @@ class Generation:
 
 def _prompts(spec: GenerationSpec, prompt: str) -> list[str]:
     """What the model reads: the prompt and, with guidance, what to avoid."""
-    return [prompt] if spec.guidance_scale == 1 else [prompt, spec.negative_prompt]
+    return [prompt, spec.negative_prompt][: num_passes(spec.guidance_scale)]

@@ -159,6 +159,11 @@ def exact_frame_rate(number: float) -> Fraction:
     return exact.limit_denominator(1000)
 
 
+def num_passes(guidance_scale: float) -> int:
+    """Of the model, in one step: with guidance the negative prompt is another."""
+    return 1 if guidance_scale == 1 else 2
+
+
 def num_result_frames(spec: GenerationSpec, source_frames: int) -> int:
     """Of a video whose prepared source has so many: it ends where a source that is given as a whole
     does."""

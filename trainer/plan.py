@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from trainer import capacity
 from trainer.capacity import NUM_BLOCKS
 
+SAMPLING_BYTES: Final = 10 * 10**9
+"""Left beside the weights for sampling and decoding a preview-sized clip."""
 RECOMPUTE_STEP: Final = 4
 """Blocks more that are recomputed when memory ran out: finer steps would try for long."""
 
@@ -118,6 +120,26 @@ def choose(
             reason = f"about {_gb(needed)} needed, {_gb(budget_bytes)} free"
             return replace(plan, reason="as the settings say; " + reason if forced else reason)
     return None
+
+
+def choose_for_sampling(
+    budget_bytes: int, *, with_audio: bool, supports_float8: bool
+) -> Plan | None:
+    """How the base is loaded for sampling alone: in full where it fits beside what sampling takes,
+    else in one byte, and else with blocks on the host; None where not even that fits."""
+    for plan in sampling_plans(supports_float8=supports_float8):
+        needed = weight_bytes(plan, with_audio=with_audio) + SAMPLING_BYTES
+        if needed <= budget_bytes:
+            return replace(plan, reason=f"about {_gb(needed)} needed, {_gb(budget_bytes)} free")
+    return None
+
+
+def sampling_plans(*, supports_float8: bool) -> Iterator[Plan]:
+    """The fastest and most exact first."""
+    quantised: Literal["fp8", "int8"] = "fp8" if supports_float8 else "int8"
+    yield Plan()
+    for count in range(NUM_BLOCKS + 1):
+        yield Plan(quantised, 0, count)
 
 
 def least_bytes(work: Workload, settings: MachineSettings, *, supports_float8: bool) -> int:

@@ -20,8 +20,6 @@ from trainer.quantised import quantise, quantised_to, supports_float8
 
 _PROBED_BLOCKS = 4
 """Kept in the second of two measured steps; their memory is what a kept block takes."""
-_SAMPLING_BYTES = 10 * 10**9
-"""Left beside the weights for sampling and decoding a preview-sized clip."""
 _HEADROOM = 0.96
 """Of the free memory, what a plan may come to fill: allocations fragment."""
 
@@ -55,18 +53,15 @@ def first_plan(
 
 
 def sampling_plan(device: torch.device, num_blocks: int, *, with_audio: bool) -> Plan:
-    """How the base is loaded for sampling alone: in full where it fits beside what sampling takes,
-    else in one byte, and else with blocks on the host."""
+    """How the base is loaded for sampling alone (`plan.choose_for_sampling`). Where nothing fits,
+    the least is tried."""
     if device.type != "cuda" or num_blocks != NUM_BLOCKS:
         return Plan()
-    room = free_bytes(device) - _SAMPLING_BYTES
-    quantised: Literal["fp8", "int8"] = "fp8" if supports_float8(device) else "int8"
-    candidates = [Plan(), Plan(quantised)]
-    candidates += [Plan(quantised, 0, count) for count in range(1, NUM_BLOCKS + 1)]
-    for plan in candidates:
-        if plans.weight_bytes(plan, with_audio=with_audio) <= room:
-            return plan
-    return candidates[-1]
+    float8 = supports_float8(device)
+    plan = plans.choose_for_sampling(
+        free_bytes(device), with_audio=with_audio, supports_float8=float8
+    )
+    return plan or list(plans.sampling_plans(supports_float8=float8))[-1]
 
 
 def free_bytes(device: torch.device) -> int:

@@ -27,6 +27,7 @@ from trainer.check import check_artifact
 from trainer.checkpoint import Checkpoint, CheckpointWriter, find_checkpoint, step_of, take_snapshot
 from trainer.conditions import describe
 from trainer.decode import Decoder
+from trainer.device import device_name, forget_peak, peak_bytes, total_bytes
 from trainer.encode import encode_all
 from trainer.errors import CapacityError, TrainingError
 from trainer.examples import Examples, clip_masks
@@ -174,14 +175,13 @@ class _Run:
             wished=self.directory.wishes,
             grant=partial(self._grant, trainer, fingerprint, rounds),
         )
-        if base.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(base.device)
+        forget_peak(base.device)
         with self.events.stage("train"):
             step_time_s = train(trainer, examples, hooks, self.directory.metrics, self.events)
         self.events.emit(
             "trained",
             model=base.id,
-            device=_device_name(base.device),
+            device=device_name(base.device),
             video_tokens=num_tokens,
             audio_tokens=0 if first.audio is None else first.audio.tokens.shape[1],
             rank=spec.rank,
@@ -189,8 +189,8 @@ class _Run:
             num_previews=rounds.num_made,
             previews_s=round(rounds.budget.spent_s, 3),
             preview_tokens=validation_geometry(validation).num_tokens,
-            peak_memory_bytes=_memory(torch.cuda.max_memory_allocated, base.device),
-            device_memory_bytes=_memory(_total_memory, base.device),
+            peak_memory_bytes=peak_bytes(base.device),
+            device_memory_bytes=total_bytes(base.device),
             plan=trainer.plan.describe(base.num_blocks),
             startup_s=self._startup_s,
             model_was_loaded=was_loaded,
@@ -428,16 +428,3 @@ def fingerprint_of(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> str
     """What a checkpoint belongs to. A resume with any of it changed is refused."""
     parts = (spec.model_dump_json(), dataset.hash, base.fingerprint)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _total_memory(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[1])
-
-
-def _memory(read: Callable[[torch.device], int], device: torch.device) -> int | None:
-    return read(device) if device.type == "cuda" else None
-
-
-def _device_name(device: torch.device) -> str:
-    """As its maker calls it; ``cpu`` where there is none."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

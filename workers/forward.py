@@ -21,7 +21,9 @@ FLUSH_S: Final = 1.0
 STEP_LINE_S: Final = 5.0
 """Between two log lines about steps; every step's loss is in the events."""
 
-KEPT: Final = frozenset({"stage", "step", "checkpoint", "preview", "granted", "trained"})
+KEPT: Final = frozenset(
+    {"stage", "step", "checkpoint", "preview", "granted", "trained", "generated"}
+)
 """Kinds that go into the event table; `progress` only moves the row's progress."""
 
 

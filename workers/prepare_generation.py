@@ -164,9 +164,15 @@ def conclude_check(attempt: Attempt, report: SourceReport, prepared: dict[str, A
     if report.source is not None:
         spec = attempt.generation.generation_spec(attempt.request, canvas, 0, ())
         num_frames = num_result_frames(spec, report.source.num_frames)
-    expected = estimate_generation(
-        attempt.generation, attempt.request, attempt.runtime.settings.model, canvas, num_frames
-    )
+    with attempt.runtime.database.read() as session:
+        expected = estimate_generation(
+            session,
+            attempt.generation,
+            attempt.request,
+            attempt.runtime.settings.model,
+            canvas,
+            num_frames,
+        )
     body = {
         "ok": True,
         "notes": [] if report.source is None else list(report.source.notes),

@@ -31,7 +31,7 @@ LOOKS: Final = "looks"
 """Folder of a prepared dataset with samples to look at (`preprocessing/looks.py`)."""
 TYPES: Final = {"mp4": "video/mp4", "png": "image/png"}
 
-Kind = Literal["stage", "step", "checkpoint", "preview", "granted", "trained"]
+Kind = Literal["stage", "step", "checkpoint", "preview", "granted", "trained", "generated"]
 Level = Literal["DEBUG", "INFO", "WARN", "ERROR"]
 
 
@@ -63,7 +63,7 @@ def make_router(
     async def get_events(
         row: OneRow,
         after: RowId = 0,
-        kind: Annotated[list[Kind] | None, Query(max_length=6)] = None,
+        kind: Annotated[list[Kind] | None, Query(max_length=7)] = None,
     ) -> Events:
         """Its events, a page at a time; only those of some kinds, if you like."""
         found = await service.read(_events, row, after, kind or [])

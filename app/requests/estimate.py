@@ -1,14 +1,14 @@
-"""What a training would cost, take and need, before it is submitted.
+"""What a training would cost, take and need, before it is submitted; and what all estimates share.
 
 The price is fal's. Times are medians of what this service measured, with how many and when, or null
 with the reason. Memory is the trainer's own arithmetic (`trainer/capacity.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import median
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
@@ -17,7 +17,7 @@ from app.clock import iso8601
 from app.modes.base import AnyMode, AnyTraining
 from app.modes.common import TrainerRequest
 from app.requests import measurements
-from app.requests.measurements import Measured
+from app.requests.measurements import Finished, Measured
 from preprocessing.rules import AudioPolicy
 from trainer.capacity import (
     TINY,
@@ -47,7 +47,7 @@ class Price(BaseModel):
 
 
 class Tokens(BaseModel):
-    """Of one training sample; they decide time and memory."""
+    """Of one training sample, or of the generated video; they decide time and memory."""
 
     video: int
     audio: int
@@ -59,13 +59,13 @@ class Seconds(BaseModel):
 
     seconds: float | None
     measurements: int = Field(
-        default=0, description="Finished trainings that this is the median of."
+        default=0, description="Finished requests that this is the median of."
     )
     newest: str | None = Field(
         default=None, description="When the last of them ended; ISO 8601, UTC."
     )
     scaled_by_tokens: bool = Field(
-        default=False, description="None had as many tokens: theirs were scaled in proportion."
+        default=False, description="None was of this size: theirs were scaled in proportion."
     )
     reason: str | None = None
 
@@ -83,7 +83,7 @@ class Time(BaseModel):
 
 
 class Fit(BaseModel):
-    """How the trainer would fit this training onto a device with so much free memory."""
+    """How the trainer would fit this onto a device with so much free memory."""
 
     device: str = Field(description="A usual card, or the device that was measured here.")
     free_bytes: int
@@ -91,19 +91,23 @@ class Fit(BaseModel):
 
 
 class Memory(BaseModel):
-    """Of the GPU while it trains, in bytes."""
+    """Of the GPU while it works, in bytes."""
 
     least_bytes: int | None = Field(
-        description="About; quantised, with every block recomputed and offloaded."
+        description="About; quantised, every block offloaded and, in a training, recomputed."
     )
-    full_speed_bytes: int | None = Field(description="About; with none recomputed.")
+    full_speed_bytes: int | None = Field(description="About; with nothing of that.")
     measured_peak_bytes: int | None = Field(
-        description="The most of any measured training with as many tokens and this rank."
+        description="The most of any measured request with as many tokens and, if it trains, rank."
     )
     fits: list[Fit] = Field(
-        default=[], description="What the trainer would choose; it proves it by a step."
+        default=[], description="What the trainer would choose; a training proves it by a step."
     )
     reason: str | None = None
+
+
+TINY_MEMORY: Final = "The tiny model is a stand-in of 5 million parameters; it needs no GPU."
+NOT_MEASURED: Final = "Computed from the model's size; none was measured here yet."
 
 
 class Estimate(BaseModel):
@@ -126,8 +130,6 @@ def estimate(
     tokens = tokens_of(mode, request, facts)
     model = model_id(model)
     measured = measurements.newest(session, mode.path, model)
-    # Machines differ; what was measured last is what there is now.
-    measured = [one for one in measured if one.device == measured[0].device]
     return Estimate(
         endpoint=mode.id,
         model=model,
@@ -168,39 +170,33 @@ def time_of(
     mode: AnyTraining, request: TrainerRequest, tokens: Tokens, measured: Sequence[Measured]
 ) -> Time:
     wanted = tokens.video + tokens.audio
-    steps = _median(
+    steps = median_of(
         measured,
         lambda one: one.step_time_s * request.number_of_steps,
-        tokens=lambda one: one.video_tokens + one.audio_tokens,
+        size=lambda one: one.video_tokens + one.audio_tokens,
         wanted=wanted,
     )
     spec = mode.training_spec(request).validation
     num_previews = len(spec.prompts) * len({*spec.at, 1.0})
     if num_previews:
-        previews = _median(
+        previews = median_of(
             [one for one in measured if one.num_previews],
             lambda one: one.previews_s / one.num_previews * num_previews,
-            tokens=lambda one: one.preview_tokens,
+            size=lambda one: one.preview_tokens,
             wanted=num_video_tokens(spec.num_frames, spec.height, spec.width),
             reason="No training of this mode with previews has finished here yet.",
         )
     else:
         previews = Seconds(seconds=0.0)
     parts = {
-        "prepare": _median([m for m in measured if m.prepare_s is not None], _prepare_s),
+        "prepare": median_of(measured, lambda one: one.prepare_s),
         "steps": steps,
         "previews": previews,
-        "rest": _median([m for m in measured if m.rest_s is not None], _rest_s),
+        "rest": median_of(measured, lambda one: one.rest_s),
     }
-    known = [part.seconds for part in parts.values() if part.seconds is not None]
-    complete = len(known) == len(parts)
-    reasons = [part.reason for part in parts.values() if part.reason is not None]
-    return Time(
-        total_seconds=round(sum(known), 1) if complete else None,
-        device=measured[0].device if measured else None,
-        reason=None if complete else reasons[0],
-        **parts,
-    )
+    total, reason = total_of(parts.values())
+    device = measured[0].device if measured else None
+    return Time(total_seconds=total, device=device, reason=reason, **parts)
 
 
 def memory_of(
@@ -219,17 +215,16 @@ def memory_of(
     ]
     peak = max(peaks, default=None)
     if model == TINY:
-        reason = "The tiny model is a stand-in of 5 million parameters; it needs no GPU."
         return Memory(
-            least_bytes=None, full_speed_bytes=None, measured_peak_bytes=peak, reason=reason
+            least_bytes=None, full_speed_bytes=None, measured_peak_bytes=peak, reason=TINY_MEMORY
         )
     work = Workload(tokens.video, request.rank, with_audio=tokens.audio > 0)
     return Memory(
         least_bytes=least_bytes(work, MachineSettings(), supports_float8=True),
         full_speed_bytes=bytes_needed(Plan(), work),
         measured_peak_bytes=peak,
-        fits=[_fit(name, free, work) for name, free in _devices(measured)],
-        reason=None if peaks else "Computed from the model's size; none was measured here yet.",
+        fits=[_fit(name, free, work) for name, free in devices(measured)],
+        reason=None if peaks else NOT_MEASURED,
     )
 
 
@@ -245,7 +240,8 @@ _FREE_PART: Final = 0.96
 """Of a card's memory: the driver and a context take the rest."""
 
 
-def _devices(measured: Sequence[Measured]) -> list[tuple[str, int]]:
+def devices(measured: Sequence[Finished]) -> list[tuple[str, int]]:
+    """Names and free bytes: the one that was measured here, if it is a GPU, and usual cards."""
     here = [
         (one.device, int(one.device_memory_bytes * _FREE_PART))
         for one in measured[:1]
@@ -259,35 +255,39 @@ def _fit(device: str, free: int, work: Workload) -> Fit:
     return Fit(device=device, free_bytes=free, plan=None if plan is None else plan.describe())
 
 
-def _prepare_s(one: Measured) -> float:
-    return one.prepare_s or 0.0
+M = TypeVar("M", bound=Finished)
 
 
-def _rest_s(one: Measured) -> float:
-    return one.rest_s or 0.0
-
-
-def _median(
-    measured: Sequence[Measured],
-    value: Callable[[Measured], float],
+def median_of(
+    measured: Sequence[M],
+    value: Callable[[M], float | None],
     *,
-    tokens: Callable[[Measured], int] | None = None,
+    size: Callable[[M], int] | None = None,
     wanted: int = 0,
     reason: str = NO_MEASUREMENTS,
 ) -> Seconds:
-    """Of those with ``wanted`` tokens, or else of all in proportion to their tokens."""
-    if not measured:
+    """Of those that are as large as ``wanted``, or else of all in proportion to their size. What
+    has no value does not count."""
+    found = [(one, seconds) for one in measured if (seconds := value(one)) is not None]
+    if not found:
         return Seconds(seconds=None, reason=reason)
-    if tokens is None:
-        used, values = list(measured), [value(one) for one in measured]
-        scaled = False
-    else:
-        equal = [one for one in measured if tokens(one) == wanted]
-        used, scaled = equal or list(measured), not equal
-        values = [value(one) * wanted / tokens(one) for one in used]
+    scaled = False
+    if size is not None:
+        equal = [(one, seconds) for one, seconds in found if size(one) == wanted]
+        scaled = not equal
+        found = equal or [(one, seconds * wanted / size(one)) for one, seconds in found]
     return Seconds(
-        seconds=round(median(values), 1),
-        measurements=len(values),
-        newest=iso8601(max(one.finished_at for one in used)),
+        seconds=round(median(seconds for _, seconds in found), 1),
+        measurements=len(found),
+        newest=iso8601(max(one.finished_at for one, _ in found)),
         scaled_by_tokens=scaled,
     )
+
+
+def total_of(parts: Iterable[Seconds]) -> tuple[float | None, str | None]:
+    """The sum, or why there is none."""
+    parts = list(parts)
+    known = [part.seconds for part in parts if part.seconds is not None]
+    if len(known) < len(parts):
+        return None, next(part.reason for part in parts if part.reason is not None)
+    return round(sum(known), 1), None

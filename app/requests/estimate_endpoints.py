@@ -62,7 +62,7 @@ def _add(
             case Training():
                 return await database.read(estimate, mode, given, model)
             case Generation():
-                return estimate_generation(mode, given, model)
+                return await database.read(estimate_generation, mode, given, model)
         raise AssertionError(f"{mode.path} has no estimate")
 
     for path in (mode.id, mode.path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 
 from tests.conformance.clients import JavaScript, Python
 from tests.conformance.gateway import ALICE, Gateway
+from tests.conformance.tls import Certificates
 from tests.conformance.wire import Hop
 
+PROTOCOL = Path(__file__).parents[2] / "docs" / "protocol.md"
 MIB = 1024 * 1024
 
 
@@ -49,6 +52,22 @@ def test_c36_python_bytes(python: Python, public: httpx.Client) -> None:
     response = public.get(url)
     assert response.content == b"0123456789"
     assert response.headers["content-type"].startswith("text/plain")
+
+
+def test_c36_python_as_the_docs_say(
+    gateway: Gateway, certificates: Certificates, home: Path, public: httpx.Client, tmp_path: Path
+) -> None:
+    """No proxy: the two variables, and what docs/protocol.md adds for uploads."""
+    path = made(tmp_path / "clips.zip", MIB)
+    host = f"localhost:{gateway.settings.port}"
+    (code,) = re.findall(r"```python\n(.*?)```", PROTOCOL.read_text(), re.DOTALL)
+    script = (
+        code.replace("reelsmith.example.org", host) + "tell(fal_client.upload_file(given.path))"
+    )
+    way = {"FAL_RUN_HOST": f"{host}/run", "FAL_QUEUE_RUN_HOST": host}
+    url = Python(way, certificates.ca, home)(script, key=ALICE, path=str(path))
+    assert url.startswith(gateway.url)
+    assert digest_at(public, url) == (MIB, sha256(path))
 
 
 def test_c36_python_large_file(

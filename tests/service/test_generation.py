@@ -237,6 +237,10 @@ def test_a_check(running: Stack, loop: Loop, source: str) -> None:
     assert report["loras"][0]["ranks"] == [8]
     assert result["estimate"]["price"]["billable_units"] == 8
     assert "lies at" in result["notes"][0]
+    time = result["estimate"]["time"]
+    assert (time["device"], time["reason"]) == ("cpu", None)
+    assert time["steps"]["measurements"] >= 1
+    assert time["total_seconds"] > time["writing"]["seconds"] > 0
 
 
 Fields = dict[str, Any]

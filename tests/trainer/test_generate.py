@@ -22,6 +22,7 @@ from tests.trainer.generations import NTSC, RATE, Runner, logged, played, psnr
 from tests.trainer.jobs import make_job, make_spec, read_events
 from tests.trainer.loras import RANK
 from trainer import expansion
+from trainer.capacity import num_audio_latents, num_video_tokens
 from trainer.generation import (
     Encoding,
     ExtendPrefix,
@@ -168,6 +169,13 @@ def test_text_to_video(runner: Runner) -> None:
         if event["kind"] == "progress" and event["name"] == "generate"
     ]
     assert steps == [(1, 2), (2, 2)]
+    (took,) = [event for event in read_events(first) if event["kind"] == "generated"]
+    assert (took["model"], took["device"], took["peak_memory_bytes"]) == ("tiny", "cpu", None)
+    tokens = num_video_tokens(17, 96, 96), num_audio_latents(17, NTSC)
+    assert (took["video_tokens"], took["audio_tokens"], took["num_passes"]) == (*tokens, 1)
+    assert took["num_pixels"] == 90 * 70 * 11
+    assert took["step_time_s"] > 0
+    assert took["writing_s"] > 0
 
     def video(**changes: Any) -> bytes:
         return runner.run(spec.model_copy(update=changes)).video.read_bytes()

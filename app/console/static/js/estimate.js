@@ -17,10 +17,7 @@ export function showEstimate(found) {
   put("price", usd(price.usd));
   put("price-note", `${price.billable_units.toLocaleString()} units at ${usd(price.usd_per_unit)}, at fal; nothing is charged here.`);
   put("tokens", `${(tokens.video + tokens.audio).toLocaleString()}${video ? "" : " per sample"}`);
-  if (video) {
-    put("video", `${video.width}×${video.height}, ${video.num_frames} frames, ${video.duration_seconds} s`);
-    return;
-  }
+  if (video) put("video", `${video.width}×${video.height}, ${video.num_frames} frames, ${video.duration_seconds} s`);
   put("time", time.total_seconds == null ? (time.reason ?? "unknown") : `about ${duration(time.total_seconds)}`);
   const range = memory.least_bytes == null ? "" : `${size(memory.least_bytes)} at least, ${size(memory.full_speed_bytes)} for full speed. `;
   const measured = memory.measured_peak_bytes == null ? "" : `${size(memory.measured_peak_bytes)} measured. `;
