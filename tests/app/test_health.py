@@ -2,48 +2,41 @@
 
 import threading
 from pathlib import Path
-from typing import Any
 
-from app.health import PROBE_CONTENT, PROBE_FILE, _put
-
-
-class Store:
-    """Remembers what it was given."""
-
-    def __init__(self) -> None:
-        self.given: list[bytes] = []
-
-    def put_file(self, key: str, path: Path) -> None:
-        self.given.append(path.read_bytes())
+from app.health import PROBE_CONTENT, PROBE_FILE, PROBE_KEY, _put
+from app.storage.local import LocalStorage
+from app.storage.signing import UrlSigner
+from tests.app.storage.conftest import EXPIRY_S, PUBLIC_URL
 
 
-def put(probe: Path) -> list[bytes]:
-    store: Any = Store()
+def put(probe: Path, root: Path) -> bytes:
+    """What a gateway with a store of its own in ``root`` stored."""
+    store = LocalStorage(root, UrlSigner(b"k" * 32, PUBLIC_URL), url_expiry_s=EXPIRY_S)
     _put(store, probe)
-    return list(store.given)
+    return b"".join(store.open_range(PROBE_KEY))
 
 
 def test_nobody_stores_another_gateways_empty_file(tmp_path: Path) -> None:
     """It is about to write, or died before it did."""
     probe = tmp_path / PROBE_FILE
     probe.touch()
-    assert put(probe) == [PROBE_CONTENT]
+    assert put(probe, tmp_path / "store") == PROBE_CONTENT
 
 
 def test_gateways_that_start_at_once(tmp_path: Path) -> None:
     """Each stores a whole file, whoever makes it."""
-    given: list[bytes] = []
-    for number in range(200):
-        probe = tmp_path / str(number) / PROBE_FILE
+    stored: list[bytes] = []
+    for number in range(100):
+        folder = tmp_path / str(number)
         ready = threading.Barrier(2)
 
-        def gateway(probe: Path = probe, ready: threading.Barrier = ready) -> None:
+        def gateway(name: str, folder: Path = folder, ready: threading.Barrier = ready) -> None:
             ready.wait(10)
-            given.extend(put(probe))
+            stored.append(put(folder / PROBE_FILE, folder / name))
 
-        threads = [threading.Thread(target=gateway) for _ in range(2)]
+        threads = [threading.Thread(target=gateway, args=(name,)) for name in "ab"]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert given == [PROBE_CONTENT] * 400
+    assert stored == [PROBE_CONTENT] * 200
