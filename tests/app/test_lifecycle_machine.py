@@ -265,7 +265,7 @@ def columns(database: Database, request_id: str) -> dict[str, Any]:
 
 
 STEPS = int(os.environ.get("REELSMITH_MACHINE_STEPS", "625"))
-"""On each database, 25 from each beginning; `make nightly` asks for more."""
+"""On each database, at most 25 from each beginning; `make nightly` asks for more."""
 
 BOUNDED = settings(
     max_examples=STEPS // 25,
