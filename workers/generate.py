@@ -1,16 +1,12 @@
 """The GPU stage of a generation: from a prepared source and LoRAs to a video and a bill."""
 
 import dataclasses
-import time
 import uuid
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
-
 from app.modes.canvas import Canvas
 from app.modes.generation import MAX_INLINE_BYTES
-from app.requests import lifecycle
 from app.requests.files import INLINE
 from app.storage.errors import ObjectMissing
 from preprocessing.failpoints import reach
@@ -20,10 +16,8 @@ from trainer.job import LORA_FILE, GenerateJob, JobDir
 from workers.attempt import Attempt, PreparedGone
 from workers.children import EventTail
 from workers.failures import users_fault
-from workers.gpu import Output, end, store_outputs, supervise
+from workers.gpu import Output, complete, end, store_outputs, supervise
 from workers.loras import PreparedLora
-
-log = structlog.get_logger()
 
 OUTPUTS: Final[tuple[Output, ...]] = (("video", "video", "video/mp4"),)
 SAMPLING: Final = "generate"
@@ -57,11 +51,7 @@ def generate(attempt: Attempt) -> None:
         body["video"] = inline(body["video"])
     # Of the file, which ends where the source does.
     units = attempt.generation.billable_units(Canvas(made.width, made.height), made.num_frames)
-    seconds = round(time.monotonic() - attempt.started, 3)
-    reach("complete.before")
-    attempt.write(lambda s: lifecycle.complete(s, attempt.claim, body, units, seconds))
-    reach("complete.after_commit")
-    log.info("attempt.completed", units=units)
+    complete(attempt, body, units)
 
 
 def make_job(attempt: Attempt, job_dir: JobDir, prepared: dict[str, Any]) -> None:

@@ -1,12 +1,14 @@
 """What trainings and generations share on the GPU: the trainer child, watched to its end."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NoReturn, Protocol
 
 import structlog
 
+from app.requests import lifecycle
 from app.requests.lifecycle import LeaseLost
+from preprocessing.failpoints import reach
 from trainer.job import Control, JobDir, Result
 from trainer.spec import Wish
 from workers.attempt import Attempt, Cancelled, Released
@@ -113,6 +115,15 @@ def end(attempt: Attempt, result: Result | None) -> None:
             if result.users_fault:
                 raise users_fault(message, error_type=kind, field=result.field or "")
             raise our_fault(message, error_type=kind)
+
+
+def complete(attempt: Attempt, body: Mapping[str, Any], units: int) -> None:
+    """End the request with its result and what it costs. Raises `LeaseLost`."""
+    seconds = round(time.monotonic() - attempt.started, 3)
+    reach("complete.before")
+    attempt.write(lambda s: lifecycle.complete(s, attempt.claim, body, units, seconds))
+    reach("complete.after_commit")
+    log.info("attempt.completed", units=units)
 
 
 def store_outputs(attempt: Attempt, job_dir: JobDir, outputs: Iterable[Output]) -> dict[str, Any]:

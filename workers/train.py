@@ -6,9 +6,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-import structlog
-
-from app.requests import lifecycle
 from app.settings import Settings
 from app.storage.errors import ObjectMissing
 from preprocessing.failpoints import reach
@@ -20,10 +17,8 @@ from workers.attempt import Attempt, PreparedGone
 from workers.checkpoints import CheckpointStore, Uploader
 from workers.children import EventTail
 from workers.files import file_entry
-from workers.gpu import Output, end, store_outputs, supervise
+from workers.gpu import Output, complete, end, store_outputs, supervise
 from workers.prepare import is_whole
-
-log = structlog.get_logger()
 
 OUTPUTS: Final[tuple[Output, ...]] = (
     ("lora_file", "lora", "application/octet-stream"),
@@ -63,11 +58,7 @@ def train(attempt: Attempt) -> None:
     if "debug_dataset" in prepared:
         body["debug_dataset"] = prepared["debug_dataset"]
     units = attempt.training.billable_units(attempt.request)
-    seconds = round(time.monotonic() - attempt.started, 3)
-    reach("complete.before")
-    attempt.write(lambda s: lifecycle.complete(s, attempt.claim, body, units, seconds))
-    reach("complete.after_commit")
-    log.info("attempt.completed", units=units)
+    complete(attempt, body, units)
     checkpoints.delete_all()
 
 
