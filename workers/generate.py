@@ -145,6 +145,8 @@ class SamplingEvents:
     """The trainer's events, with its sampling steps told as a training's are: users follow both
     in the same way."""
 
+    worth_saving = False
+
     def __init__(self, attempt: Attempt, tail: EventTail) -> None:
         self._attempt = attempt
         self._tail = tail

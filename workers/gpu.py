@@ -31,12 +31,17 @@ class Events(Protocol):
     def forward(self) -> None:
         """Take along what is new since the last call."""
 
+    @property
+    def worth_saving(self) -> bool:
+        """Whether the child has done what another attempt could go on from, if it were saved."""
+
 
 def supervise(attempt: Attempt, job_dir: JobDir, events: Events) -> Result | None:
     """Wait for the trainer, forwarding events. None: it answered, but left no result.
 
     A lost lease kills the trainer at once; a cancel or a stop of this worker is told to it, so
-    that it saves a checkpoint first.
+    that it saves a checkpoint first. One that has nothing to save is not waited for when the worker
+    stops: loading the model takes minutes, and no word reaches it meanwhile.
     """
     trainer = attempt.runtime.live_trainer()
     trainer.submit(job_dir.root)
@@ -58,6 +63,8 @@ def supervise(attempt: Attempt, job_dir: JobDir, events: Events) -> Result | Non
             try:
                 attempt.check()
             except (Cancelled, Released) as stop:
+                if isinstance(stop, Released) and not events.worth_saving:
+                    raise
                 if told_at is None:
                     told_at = time.monotonic()
                     wish = Control.CANCEL if isinstance(stop, Cancelled) else Control.RELEASE

@@ -123,11 +123,14 @@ class TrainingEvents:
         self._tail = tail
         self._uploader = uploader
         self._stored: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self.worth_saving = False
 
     def forward(self) -> None:
         """What is new since the last call. A preview is told of once it can be looked at."""
         events = []
         for event in self._tail.read():
+            if event["kind"] == "step":
+                self.worth_saving = True
             if event["kind"] == "checkpoint":
                 self._uploader.put_checkpoint(event["step"], Path(event["path"]))
             if event["kind"] == "preview":

@@ -182,13 +182,16 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def trainer_pid(child: Child) -> int:
-    """The trainer process below a gpu worker."""
+def trainer_pid(child: Child, within_s: float = 0.0) -> int:
+    """The trainer process below a gpu worker, which may yet have to start it."""
     assert child.process is not None
-    for pid in descendants(child.process.pid):
-        if b"trainer" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
-    raise AssertionError("no trainer below the worker")
+    deadline = time.monotonic() + within_s
+    while True:
+        for pid in descendants(child.process.pid):
+            if b"trainer" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+        assert time.monotonic() < deadline, "no trainer below the worker"
+        time.sleep(0.1)
 
 
 def processes_of(data_dir: Path) -> list[str]:

@@ -95,6 +95,22 @@ def test_sigterm_gives_the_request_back_without_using_an_attempt(
     assert service.attempts(request)[1:] == [("train", "released"), ("train", "completed")]
 
 
+def test_sigterm_does_not_wait_for_what_has_nothing_to_save(service: Stack, clips: Path) -> None:
+    """The child is still loading; frozen here, so that no word can reach it."""
+    worker = service.gpu_worker
+    kill_group(worker)  # with the trainer that has its model
+    worker.start(service.service.env)
+    assert worker.process is not None
+    request = service.submit(clips, number_of_steps=STEPS)
+    service.until(lambda: len(service.attempts(request)) == 2, 120, request)
+    os.kill(trainer_pid(worker, within_s=60), signal.SIGSTOP)
+    worker.signal(signal.SIGTERM)
+    assert worker.process.wait(60) == 0
+    worker.start(service.service.env)
+    assert service.wait(request).status_code == 200
+    assert service.attempts(request)[1:] == [("train", "released"), ("train", "completed")]
+
+
 def test_frozen_worker_writes_nothing_after_it_was_replaced(service: Stack, clips: Path) -> None:
     """SIGSTOP past the lease, another worker takes over, SIGCONT: the loser must leave quietly."""
     request = service.submit(clips, number_of_steps=STEPS)
