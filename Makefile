@@ -32,7 +32,7 @@ up: $(STAMP)  ## start the service on this machine (Ctrl-C stops it)
 	$(BIN)/reelsmith up
 
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 golden: $(STAMP)  ## the reference's numbers (GOLDEN_DIR=... for another folder of the same form)
 	$(BIN)/python -m pytest -m golden
