@@ -92,16 +92,19 @@ class Uploader:
         self._lost = lost
         self._held = held
         self._num_held = 0
+        self._next: tuple[int, Path] | None = None
+        """The newest checkpoint that waits, as step and folder."""
+        self._next_lock = threading.Lock()
         self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._newest_step = -1
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
         self._thread.start()
 
     def put_checkpoint(self, step: int, folder: Path) -> None:
         """Store it, unless a newer one comes before its turn.
 
-        The trainer keeps its last two only, and may save faster than a slow store takes them; so
-        what waits here has links of its own to the files.
+        The trainer keeps its last two only, and may save faster than a slow store takes them. So
+        what waits here has links of its own to the files; and only one waits, or a store that is
+        away would fill the disk.
         """
         self._num_held += 1
         held = self._held / f"{folder.name}-{self._num_held}"
@@ -110,17 +113,22 @@ class Uploader:
         except OSError as error:  # two newer ones have come since we were told
             log.warning("checkpoint.gone", step=step, error=repr(error))
             return
-        self._newest_step = step
+        with self._next_lock:
+            older, self._next = self._next, (step, held)
+        if older is None:
+            self._waiting.put(self._store_next)
+        else:  # its turn is this one's
+            shutil.rmtree(older[1])
 
-        def store() -> None:
-            try:
-                if step == self._newest_step:
-                    self._store.put(held, step, self._attempt)
-                    log.info("checkpoint.stored", step=step)
-            finally:
-                shutil.rmtree(held)
-
-        self._waiting.put(store)
+    def _store_next(self) -> None:
+        with self._next_lock:
+            assert self._next is not None
+            (step, held), self._next = self._next, None
+        try:
+            self._store.put(held, step, self._attempt)
+            log.info("checkpoint.stored", step=step)
+        finally:
+            shutil.rmtree(held)
 
     def put(self, work: Work) -> None:
         """Do ``work``, which stores something, after what waits."""

@@ -153,6 +153,7 @@ def test_the_trainer_may_save_faster_than_the_store_takes(
     assert sending.wait(60)
     for step in (10, 20, 20):
         uploader.put_checkpoint(step, folders[step])
+    assert len(list(held.iterdir())) == 1, "only the newest waits"
     for folder in folders.values():
         shutil.rmtree(folder)
     uploader.put_checkpoint(30, folders[30])  # told of too late: nothing is left to send
