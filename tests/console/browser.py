@@ -83,7 +83,7 @@ class Watched:
 
     def check(self) -> None:
         problems, self.problems = self.problems, []
-        assert problems == []
+        assert problems == [], "\n".join(problems)
 
     def forgive(self, *texts: str) -> None:
         """Pass over what is meant to go wrong, such as a refused login."""
