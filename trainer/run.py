@@ -110,38 +110,23 @@ class _Run:
         self.saved_step = 0
         self._started = time.time()
         self._startup_s = 0.0
+        self._model_was_loaded = False
         self._transformer: LTX2VideoTransformer3DModel | None = None
         self._held = ExitStack()
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writer = CheckpointWriter(self._held.enter_context(pool))
 
     def run(self) -> None:
-        job, spec, validation = self.job, self.job.spec, self.job.spec.validation
+        job = self.job
         base = open_model(job, self.directory)
         dataset, sources = self._read_dataset()
         with_audio = dataset.manifest.with_audio
-        fingerprint = fingerprint_of(spec, dataset, base)
-        work = Workload(dataset.footage[0].geometry.num_tokens, spec.rank, with_audio)
-        plan = first_plan(work, base.device, job.machine, base.num_blocks)
+        fingerprint = fingerprint_of(job.spec, dataset, base)
         checkpoint = self._find_checkpoint(job, fingerprint)
         cache = self._encode(dataset, sources, base)
 
-        was_loaded = self.models.has(base, with_audio=with_audio, plan=plan)
-        self.group.tell(Ready(plan, None if checkpoint is None else checkpoint.path))
-        with self.events.stage("load_transformer"):
-            transformer = self.models.transformer(base, with_audio=with_audio, plan=plan)
-            self._transformer = transformer
-        trainer = Trainer(
-            transformer,
-            spec,
-            with_audio=with_audio,
-            machine=job.machine,
-            plan=plan,
-            group=self.group,
-        )
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-        examples = Examples(dataset, cache, spec, base.device)
+        trainer = self._load_trainer(base, dataset, checkpoint)
+        examples = Examples(dataset, cache, job.spec, base.device)
         first = examples[0]
         with self.events.stage("fit_memory"):
             trainer.prepare(first, self.events.log)
@@ -161,6 +146,46 @@ class _Run:
             num_tokens=num_tokens,
             with_audio=with_audio,
         )
+        self._train(trainer, examples, rounds, base, fingerprint)
+        self._stop_if_told()
+        self._store(trainer, dataset, base)
+        self._join_reel()
+
+    def _load_trainer(
+        self, base: BaseModel, dataset: Dataset, checkpoint: Checkpoint | None
+    ) -> Trainer:
+        """The transformer, as the machine's memory allows, with an adapter: a new one, or the
+        checkpoint's."""
+        job, with_audio = self.job, dataset.manifest.with_audio
+        work = Workload(dataset.footage[0].geometry.num_tokens, job.spec.rank, with_audio)
+        plan = first_plan(work, base.device, job.machine, base.num_blocks)
+        self._model_was_loaded = self.models.has(base, with_audio=with_audio, plan=plan)
+        self.group.tell(Ready(plan, None if checkpoint is None else checkpoint.path))
+        with self.events.stage("load_transformer"):
+            transformer = self.models.transformer(base, with_audio=with_audio, plan=plan)
+            self._transformer = transformer
+        trainer = Trainer(
+            transformer,
+            job.spec,
+            with_audio=with_audio,
+            machine=job.machine,
+            plan=plan,
+            group=self.group,
+        )
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
+        return trainer
+
+    def _train(
+        self,
+        trainer: Trainer,
+        examples: Examples,
+        rounds: Rounds,
+        base: BaseModel,
+        fingerprint: str,
+    ) -> None:
+        """All steps; then the event of what they took, from which estimates are made."""
+        job, validation = self.job, self.job.spec.validation
         hooks = Hooks(
             told=lambda: self.group.tell((self.directory.told(),))[0],
             save_checkpoint=partial(self._save, trainer, fingerprint),
@@ -168,23 +193,24 @@ class _Run:
             checkpoint_every=job.checkpoint_every,
             checkpoint_every_s=job.checkpoint_every_s,
             is_saving=self._is_saving,
-            preview_steps=preview_steps(spec.num_steps, validation.at)
+            preview_steps=preview_steps(job.spec.num_steps, validation.at)
             if validation.prompts
             else (),
-            first_step_done=partial(self._say_first_step, base.device, was_loaded=was_loaded),
+            first_step_done=partial(self._say_first_step, base.device),
             wished=self.directory.wishes,
             grant=partial(self._grant, trainer, fingerprint, rounds),
         )
         forget_peak(base.device)
         with self.events.stage("train"):
             step_time_s = train(trainer, examples, hooks, self.directory.metrics, self.events)
+        first = examples[0]
         self.events.emit(
             "trained",
             model=base.id,
             device=device_name(base.device),
-            video_tokens=num_tokens,
+            video_tokens=first.video.tokens.shape[1],
             audio_tokens=0 if first.audio is None else first.audio.tokens.shape[1],
-            rank=spec.rank,
+            rank=job.spec.rank,
             step_time_s=step_time_s,
             num_previews=rounds.num_made,
             previews_s=round(rounds.budget.spent_s, 3),
@@ -193,11 +219,8 @@ class _Run:
             device_memory_bytes=total_bytes(base.device),
             plan=trainer.plan.describe(base.num_blocks),
             startup_s=self._startup_s,
-            model_was_loaded=was_loaded,
+            model_was_loaded=self._model_was_loaded,
         )
-        self._stop_if_told()
-        self._store(trainer, dataset, base)
-        self._join_reel()
 
     def _read_dataset(self) -> tuple[Dataset, list[GivenSource]]:
         """The dataset, and what validation clips its previews begin with."""
@@ -274,14 +297,14 @@ class _Run:
         self.directory.granted(wish)
         self.events.emit("granted", wish=wish, step=step)
 
-    def _say_first_step(self, device: torch.device, *, was_loaded: bool) -> None:
+    def _say_first_step(self, device: torch.device) -> None:
         """How long it took until the first step was done."""
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         claimed_at = self.job.claimed_at
         self._startup_s = round(time.time() - (claimed_at or self._started), 3)
         since = "claim" if claimed_at else "start"
-        model = "was there from before" if was_loaded else "was loaded"
+        model = "was there from before" if self._model_was_loaded else "was loaded"
         said = f"First step done {self._startup_s:.1f} s after the {since}; the model {model}"
         self.events.log(said)
 
