@@ -26,6 +26,7 @@ from tests.faults.stack import Layout
 
 GOALS: dict[str, Callable[[Asked], Figure]] = {
     "r1": worker_goals.r1,
+    "r1-queue": worker_goals.r1_queue,
     "r1-defaults": worker_goals.r1_defaults,
     "r2": worker_goals.r2,
     "r3": gateway_goals.r3,

@@ -61,6 +61,40 @@ def r1(asked: Asked) -> Figure:
     return figure
 
 
+def r1_queue(asked: Asked) -> Figure:
+    """The same over a queue of trainings, each of which loses a worker once: at a random time after
+    it was claimed, so that some die before their first step and some while they are stored."""
+    figure = Figure("R1 over a queue")
+    rounds = asked.times(6)
+    due: dict[str, float] = {}
+    hit: set[str] = set()
+    with scene(figure, asked.seed, TRAINERS, hooks=True) as on:
+        ones = [on.training() for _ in range(rounds)]
+        left = list(ones)
+        while left:
+            time.sleep(0.05)
+            for one in left:
+                if one.request_id in hit or (worker := _worker_of(on, one)) is None:
+                    continue
+                at = due.setdefault(one.request_id, time.monotonic() + on.rng.uniform(0.2, 8.0))
+                if time.monotonic() >= at:
+                    worker.kill()
+                    hit.add(one.request_id)
+                    worker.start()
+            left = [one for one in left if not on.ended(one)]
+        attempts = [len(on.attempts(one, Stage.TRAIN)) for one in ones]
+        on.judged(figure)
+    figure.numbers |= {
+        "trainings": rounds,
+        "SIGKILLs": len(hit),
+        "most attempts of one": max(attempts),
+    }
+    figure.require(
+        sum(attempts) <= rounds + len(hit), f"{sum(attempts)} attempts for {len(hit)} kills"
+    )
+    return figure
+
+
 def r1_defaults(asked: Asked) -> Figure:
     """The same once, with the times that an operator gets. The tiny model takes its 250 steps in
     seconds, so here checkpoints come by time alone, as they do where a step takes half a second."""
