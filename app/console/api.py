@@ -7,8 +7,10 @@ import httpx
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-PASSED_ON: Final = ("cookie", "authorization", "user-agent")
+PASSED_ON: Final = (b"cookie", b"authorization", b"user-agent")
 """Who asks; everything else is the page's own matter."""
+BASE: Final = "http://localhost"
+"""Not the caller's Host, which may be no host at all. The page has checked that before it asks."""
 LIMIT_S: Final = 60.0
 
 
@@ -25,11 +27,11 @@ class Api:
     """Asks ``app``'s own routes for one page."""
 
     def __init__(self, app: ASGIApp, request: Request) -> None:
-        host = request.headers.get("host", "localhost")
         self._client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app, raise_app_exceptions=False),
-            base_url=f"{request.url.scheme}://{host}",
-            headers={name: request.headers[name] for name in PASSED_ON if name in request.headers},
+            base_url=BASE,
+            # As they came: what is not ASCII is no business of ours.
+            headers=[(name, value) for name, value in request.headers.raw if name in PASSED_ON],
             timeout=LIMIT_S,
             trust_env=False,
         )

@@ -223,6 +223,17 @@ def test_what_is_no_requests_id_has_no_page(gateway: Gateway, path: str, status:
     assert (answer.status_code, "</html>" in answer.text) == (status, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("host", b"[::1"), ("host", b"a:b"), ("host", b"\xe9"), ("cookie", b"a=\xe9")],
+)
+def test_a_page_bears_headers_that_make_no_sense(
+    gateway: Gateway, name: str, value: bytes
+) -> None:
+    headers = [("authorization", f"Key {KEY}".encode()), (name, value)]
+    assert gateway.client.get("/console", headers=headers).status_code == 200
+
+
 def test_a_stranger_does_not_learn_where_the_model_lies(
     tmp_path: Path, migrated_sqlite: Path
 ) -> None:
