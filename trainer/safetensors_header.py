@@ -28,6 +28,13 @@ MAX_TENSORS: Final = 10_000
 MAX_NAME_CHARS: Final = 256
 """Of a tensor's name; the model's longest has 60."""
 
+MAX_DIMS: Final = 8
+"""Of a tensor; a LoRA's have two, a convolution's five."""
+
+MAX_NUMBER: Final = 2**63 - 1
+"""In a shape or an offset. JSON knows numbers of 4,300 digits, and a thousand of them multiplied are
+minutes of work."""
+
 FLOAT_BYTES: Final = {"BF16": 2, "F16": 2, "F32": 4}
 """The dtypes that a LoRA may have, and their bytes per number."""
 
@@ -149,10 +156,12 @@ def _entry(name: str, value: Any, begin: int) -> TensorEntry:
             raise _not_whole(f"{name} is described in another form")
     if dtype not in FLOAT_BYTES:
         raise LoraFileError(f"{name} is {shown(dtype)[1:-1]}; a LoRA has {', '.join(FLOAT_BYTES)}")
-    if any(type(number) is not int or number < 0 for number in numbers):
-        raise _not_whole(f"{name} has a shape or offsets that are no whole numbers")
+    if any(type(number) is not int or not 0 <= number <= MAX_NUMBER for number in numbers):
+        raise _not_whole(f"{name} has a shape or offsets that are no whole numbers of 64 bits")
+    if len(shape) > MAX_DIMS:
+        raise _not_whole(f"{name} has {len(shape)} dimensions; at most {MAX_DIMS} are accepted")
     size_bytes = math.prod(shape) * FLOAT_BYTES[dtype]
-    if len(shape) > 8 or end - start != size_bytes:
+    if end - start != size_bytes:
         raise _not_whole(f"{name} has {end - start} bytes where its shape takes {size_bytes}")
     return TensorEntry(name, dtype, tuple(shape), begin + start, size_bytes)
 

@@ -91,6 +91,15 @@ def twice() -> bytes:
     return file_of(b"{" + inner.encode() + b", " + inner.encode() + b"}", data())
 
 
+def described(*shape: object, start: object = 0) -> bytes:
+    """The header of one tensor, its numbers written as they are: `json` makes none of thousands
+    of digits."""
+    numbers = ", ".join(map(str, shape))
+    facts = f'"dtype": "BF16", "shape": [{numbers}], "data_offsets": [{start}, 8]'
+    return f'{{"{A}": {{{facts}}}}}'.encode()
+
+
+NINES = "9" * 4_000
 A_BYTES = 2 * RANK * NUM_IN
 NARROW = {"data_offsets": [A_BYTES, A_BYTES + 2 * NUM_OUT * 4], "shape": [NUM_OUT, 4]}
 FILES: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
@@ -105,6 +114,9 @@ FILES: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
         file_of({A: entry([2**33, 2**33], 0, size=8)}, bytes(8)),
         "bytes where",
     ),
+    "L4-numbers-of-4000-digits": (file_of(described(*[NINES] * 1000)), "64 bits"),
+    "L4-an-offset-of-4000-digits": (file_of(described(1, start=NINES)), "64 bits"),
+    "L4-half-a-million-dimensions": (file_of(described(*[9] * 500_000)), "dimensions"),
     "L5-overlap": (file_of(pair(**{B: entry([NUM_OUT, RANK], 0)}), data()), "overlap"),
     "L6-gap": (
         file_of(pair(**{B: entry([NUM_OUT, RANK], A_BYTES + 8)}), data() + bytes(8)),
