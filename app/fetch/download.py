@@ -215,7 +215,11 @@ class Fetcher:
         raise DownloadFailed(f"The URL redirects more than {MAX_REDIRECTS} times.")
 
     def _next_target(self, target: Target, location: str) -> Target:
-        following = self._policy.check(urljoin(target.url, location))
+        try:
+            joined = urljoin(target.url, location)
+        except ValueError:  # "http://["
+            raise UrlRefused("The URL redirects to something that is no URL.") from None
+        following = self._policy.check(joined)
         if target.scheme == "https" and following.scheme != "https":
             raise UrlRefused("The URL redirects from https to http.")
         return following
@@ -277,7 +281,7 @@ class _Transfer:
             raise DownloadFailed(f"The server of {target.host!r} answers {status} for this URL.")
         else:
             self._restart()
-            self.any_etag = headers.get("etag", "")
+            self.any_etag = _etag(headers.get("etag", ""))
             self._etag = "" if self.any_etag.startswith("W/") else self.any_etag
             self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
             self.file_name = _file_name(headers.get("content-disposition", ""), target)
@@ -307,7 +311,7 @@ class _Transfer:
             and match is not None
             and int(match[1]) == self.size
             and (self._total is None or match[2] in ("*", str(self._total)))
-            and headers.get("etag", self._etag) == self._etag
+            and _etag(headers.get("etag", self._etag)) == self._etag
         )
         if not continues:
             self._restart()
@@ -353,6 +357,11 @@ def _headers(response: httpcore.Response) -> dict[str, str]:
     return {
         name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers
     }
+
+
+def _etag(value: str) -> str:
+    """``value`` where it can be sent back; a server that gives another has given none."""
+    return value if value.isascii() else ""
 
 
 def _file_name(disposition: str, target: Target) -> str:

@@ -170,7 +170,7 @@ class TestResume:
     ) -> None:
         fetch(FIRST_HALF, second, answer(BODY))
 
-    @pytest.mark.parametrize("etag", ["X-Nothing: 1", 'ETag: W/"v1"'])
+    @pytest.mark.parametrize("etag", ["X-Nothing: 1", 'ETag: W/"v1"', 'ETag: "é"'])
     def test_only_with_a_strong_etag(
         self, fetch: Callable[..., Downloaded], server: ScriptedServer, etag: str
     ) -> None:
@@ -253,6 +253,7 @@ def endless(connection: socket.socket, head: str) -> None:
         pytest.param(redirect_to("file:///etc/passwd"), UrlRefused, "http", id="to file:"),
         pytest.param(redirect_to("gopher://127.0.0.1/"), UrlRefused, "http", id="to gopher:"),
         pytest.param(redirect_to("//127.0.0.1:1/"), UrlRefused, "port 1", id="to a port"),
+        pytest.param(redirect_to("http://["), UrlRefused, "no URL", id="to half an address"),
         pytest.param(
             redirect_to("http://169.254.169.254/"), AddressRefused, "public", id="to metadata"
         ),
