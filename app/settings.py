@@ -210,6 +210,16 @@ class Settings(BaseSettings):
         driver_url(url)
         return url
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_can_be_read(cls, url: SecretStr | None) -> SecretStr | None:
+        try:
+            parts = urlsplit(url.get_secret_value()) if url is not None else None
+            _ = parts and parts.port
+        except ValueError:
+            raise ValueError("this is no URL of a Redis") from None
+        return url
+
     @field_validator("public_url")
     @classmethod
     def _public_url_is_a_base(cls, url: str) -> str:

@@ -32,8 +32,8 @@ MAX_DIMS: Final = 8
 """Of a tensor; a LoRA's have two, a convolution's five."""
 
 MAX_NUMBER: Final = 2**63 - 1
-"""In a shape or an offset. JSON knows numbers of 4,300 digits, and a thousand of them multiplied are
-minutes of work."""
+"""In a shape or an offset. JSON knows numbers of 4,300 digits, and a thousand of them multiplied
+are minutes of work."""
 
 FLOAT_BYTES: Final = {"BF16": 2, "F16": 2, "F32": 4}
 """The dtypes that a LoRA may have, and their bytes per number."""

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.db.types import dump_json
@@ -52,9 +52,12 @@ def driver_url(url: str) -> URL:
     """``url`` with the driver that is used here, whichever driver it named.
 
     Raises:
-        UnsupportedDatabase: neither SQLite nor PostgreSQL.
+        UnsupportedDatabase: neither SQLite nor PostgreSQL, or no URL.
     """
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # without the URL, which may hold a password
+        raise UnsupportedDatabase("this is no URL of a database") from None
     backend = {"postgres": "postgresql"}.get(parsed.get_backend_name(), parsed.get_backend_name())
     if backend not in DRIVERS:
         raise UnsupportedDatabase(

@@ -227,9 +227,7 @@ def test_what_is_no_requests_id_has_no_page(gateway: Gateway, path: str, status:
     ("name", "value"),
     [("host", b"[::1"), ("host", b"a:b"), ("host", b"\xe9"), ("cookie", b"a=\xe9")],
 )
-def test_a_page_bears_headers_that_make_no_sense(
-    gateway: Gateway, name: str, value: bytes
-) -> None:
+def test_a_page_bears_headers_that_make_no_sense(gateway: Gateway, name: str, value: bytes) -> None:
     headers = [("authorization", f"Key {KEY}".encode()), (name, value)]
     assert gateway.client.get("/console", headers=headers).status_code == 200
 
