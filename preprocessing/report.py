@@ -12,6 +12,9 @@ from preprocessing.errors import DatasetError
 from preprocessing.manifest import REPORT_FILE, FrameRate
 
 PROBLEM_FILE: Final = "problem.json"
+MAX_CTX_ITEMS: Final = 100
+"""Names in a refusal's ``ctx``: more than a dataset has that somebody mends by hand. It is a row, a
+reply to every poll and a webhook; 10,000 names are megabytes. The report has all."""
 
 
 class _Data(BaseModel):
@@ -28,7 +31,11 @@ class Problem(_Data):
 
     @classmethod
     def of(cls, error: DatasetError) -> "Problem":
-        return cls(type=error.type, message=error.message, field=error.field, ctx=error.ctx)
+        ctx = {
+            name: value[:MAX_CTX_ITEMS] if isinstance(value, list) else value
+            for name, value in error.ctx.items()
+        }
+        return cls(type=error.type, message=error.message, field=error.field, ctx=ctx)
 
 
 class Refusal(_Data):

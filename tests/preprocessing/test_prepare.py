@@ -379,6 +379,17 @@ def test_all_bad_clips_are_named_at_once(carphone: Path, tmp_path: Path) -> None
     assert report.totals.used == 0
 
 
+def test_a_refusal_names_a_hundred_files_at_most(tmp_path: Path) -> None:
+    """The report names all; the reply and the webhook would grow to megabytes."""
+    files: dict[str, bytes | Path] = {f"{number}.mp4": b"no film" for number in range(150)}
+    _, report = refused(zip_of(tmp_path / "a.zip", files), tmp_path / "out")
+    assert report.problem is not None
+    named = report.problem.ctx["files"]
+    assert isinstance(named, list)
+    assert len(named) == 100
+    assert len(report.clips) == 150
+
+
 def test_one_bad_clip_is_refused_in_its_own_words(carphone: Path, tmp_path: Path) -> None:
     files = {"a\x1b[2J.mp4": b"no film", "fine.mp4": carphone}
     error, _ = refused(zip_of(tmp_path / "a.zip", files), tmp_path / "out")
