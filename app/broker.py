@@ -18,6 +18,7 @@ import kombu.transport
 from celery import Celery
 from kombu import Queue
 
+from app.orphans import end_with_parent
 from app.requests.outbox import TASKS
 
 VISIBILITY_TIMEOUT_S: Final = 7 * 24 * 3600
@@ -182,6 +183,7 @@ def _private_redis(
             stdin=subprocess.DEVNULL,
             env={**os.environ, "REELSMITH_DATA_DIR": str(data_dir.resolve())},
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
     deadline = time.monotonic() + REDIS_START_TIMEOUT_S
     while not socket.exists():

@@ -25,17 +25,21 @@ main.add_typer(webhooks)
 @main.command()
 def up() -> None:
     """Start broker, gateway and workers on this machine; Ctrl-C stops them."""
-    from app.dev import running
+    from app.dev import NotStarted, running
 
     _require_key(Settings())
-    with running(Settings()) as service:
-        typer.echo("Ctrl-C stops it.")
-        try:
-            while True:
-                time.sleep(1.0)
-                service.watch()
-        except KeyboardInterrupt:
-            typer.echo("stopping; a running training saves a checkpoint first")
+    try:
+        with running(Settings()) as service:
+            typer.echo("Ctrl-C stops it.")
+            try:
+                while True:
+                    time.sleep(1.0)
+                    service.watch()
+            except KeyboardInterrupt:
+                typer.echo("stopping; a running training saves a checkpoint first")
+    except NotStarted as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 @main.command()

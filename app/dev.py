@@ -21,12 +21,14 @@ import httpx
 from kombu import Connection
 
 from app.broker import EmbeddedBroker, make_celery, start_embedded
+from app.orphans import end_with_parent
 from app.settings import Settings
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 """A worker that trains saves a checkpoint first."""
 RESTART_PAUSE_S = 2.0
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Child:
     starts: int = 0
     own_env: dict[str, str] = field(default_factory=dict)
     """Beside what all get."""
+    before_exec: Callable[[], None] | None = None
 
     def start(self, env: dict[str, str]) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +55,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=self.before_exec,
             )
         self.started_at = time.monotonic()
         self.starts += 1
@@ -79,15 +83,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class NotStarted(RuntimeError):
+    """The service can't run here; the text says why."""
+
+
 def require_free(host: str, port: int) -> None:
-    """Raises RuntimeError when something listens there already, perhaps another service."""
+    """Raises `NotStarted` when something listens there already, perhaps another service."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise RuntimeError(
+            raise NotStarted(
                 f"port {port} of {host} can't be used ({error.strerror}); is a service running "
                 "there already? Set REELSMITH_PORT to another one."
             ) from error
@@ -142,6 +150,8 @@ class Service:
             Child("cpu worker", worker_command("cpu"), logs / "worker-cpu.log"),
             Child("gpu worker", worker_command("gpu"), logs / "worker-gpu.log"),
         ]
+        for child in self.children:
+            child.before_exec = end_with_parent
         if settings.metrics_port is not None:  # one for each: the next two ports are the workers'
             for number, child in enumerate(self.children):
                 port = str(settings.metrics_port + number)
@@ -167,7 +177,7 @@ class Service:
             time.sleep(0.1)
         tail = gateway.log.read_text(errors="replace")[-2000:] if gateway.log.exists() else ""
         self.stop()
-        raise RuntimeError(f"the gateway did not start; the end of {gateway.log}:\n{tail}")
+        raise NotStarted(f"the gateway did not start; the end of {gateway.log}:\n{tail}")
 
     def watch(self) -> None:
         """Restart what died. Called every second or so."""
@@ -226,20 +236,25 @@ def declare_queues(redis_url: str | None, data_dir: Path) -> None:
 
 @contextlib.contextmanager
 def running(settings: Settings, say: Callable[[str], None] = print) -> Iterator[Service]:
-    """The service for the length of a block; SIGTERM ends it as Ctrl-C does."""
+    """The service for the length of a block; SIGTERM, and a terminal that is closed, end it as
+    Ctrl-C does. Killed, it takes its children along all the same."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     service = Service(settings, say)
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # What nohup has it ignore, it goes on ignoring.
+    heeded = [number for number in _ENDS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         service.start()
         yield service
     finally:
         # A second Ctrl-C must not leave half of it running.
         interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in heeded:
+            signal.signal(number, signal.SIG_IGN)
         service.stop()
         signal.signal(signal.SIGINT, interrupts)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
