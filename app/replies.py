@@ -1,5 +1,6 @@
 """What every reply has: a request id, an answer to every exception, one line in the log."""
 
+import errno
 import random
 import time
 import uuid
@@ -36,6 +37,7 @@ MAX_HEADER_BYTES: Final = 32 * 1024
 """All headers together."""
 MAX_SHOWN_PATH: Final = 200
 CLIENT_GONE: Final = 499
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 NO_SNIFFING: Final = ("x-content-type-options", "nosniff")
 
@@ -133,6 +135,7 @@ def install(app: FastAPI, cross_origin: CrossOrigin | None = None) -> None:
     app.add_exception_handler(ClientDisconnect, _client_gone)
     for kind in (OperationalError, InterfaceError, PoolTimeout, ConnectionError, StorageError):
         app.add_exception_handler(kind, _unavailable)
+    app.add_exception_handler(OSError, _disk_full)
 
 
 async def _service_error(request: Request, error: Exception) -> Response:
@@ -173,6 +176,15 @@ async def _client_gone(request: Request, error: Exception) -> Response:
 async def _unavailable(request: Request, error: Exception) -> Response:
     log.error("http.unavailable", error=repr(error))
     return Unavailable().response()
+
+
+async def _disk_full(request: Request, error: Exception) -> Response:
+    """An upload did not fit: the operator's matter, and another time it may. Other errors of the
+    system are bugs."""
+    assert isinstance(error, OSError)
+    if error.errno not in DISK_FULL:
+        raise error
+    return await _unavailable(request, error)
 
 
 def _bug(scope: Scope, error: Exception) -> Response:

@@ -22,6 +22,7 @@ from app.storage.base import Storage
 from app.storage.endpoints import router_for
 from app.storage.local import LocalStorage
 from app.storage.multipart import LIFETIME_S, sweep_parts
+from preprocessing import failpoints
 from tests.app.storage.conftest import EXPIRY_S, PUBLIC_URL
 
 API_KEY = "id:secret"
@@ -276,6 +277,22 @@ class TestSingleUploads:
         token = http("POST", "/storage/auth/token", json={}).json()["token"]
         headers = {"authorization": f"Bearer {spoil(token)}"}
         assert http("POST", "/files/upload", key=None, headers=headers).status_code == 401
+
+    def test_a_full_disk(
+        self,
+        http: Client,
+        settings: Settings,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It is the operator's, and said as such; what had come is removed."""
+        armed = tmp_path / "armed"
+        armed.write_text("store.before_put enospc 1\n")
+        monkeypatch.setattr(failpoints, "_file", str(armed))
+        answer = http("POST", "/files/upload", content=CONTENT)
+        assert (answer.status_code, answer.json()["error_type"]) == (503, "service_unavailable")
+        assert list((settings.data_dir / "staging").iterdir()) == []
+        assert http("POST", "/files/upload", content=CONTENT).status_code == 200
 
 
 class TestMultipart:
