@@ -8,6 +8,7 @@ Meant to be run in a child process without secrets, like everything that reads f
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,8 +208,8 @@ class _Alphas:
         alpha = self._config.get("lora_alpha") if alpha is None else alpha
         if alpha is None:
             return 1.0
-        if type(alpha) not in (int, float) or not math.isfinite(alpha):
-            raise LoraFileError(f"the file's {_DIFFUSERS_METADATA} has the alpha {alpha!r:.40}")
+        if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:
+            raise LoraFileError(f"the file's {_DIFFUSERS_METADATA} has the alpha {alpha!a:.40}")
         return alpha / (math.sqrt(rank) if self._config.get("use_rslora") is True else rank)
 
     def _read(self, entry: TensorEntry) -> float:

@@ -135,6 +135,23 @@ FILES: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
     ),
     "L10-not-a-number": (file_of(pair(), data(b"\xc0\x7f")), "NaN or Inf"),
     "L10-infinite": (file_of(pair(), data(b"\x80\x7f")), "NaN or Inf"),
+    "L10-an-alpha-of-400-digits": (
+        file_of(
+            {
+                "__metadata__": {"lora_adapter_metadata": f'{{"lora_alpha": {"9" * 400}}}'},
+                **pair(),
+            },
+            data(),
+        ),
+        "has the alpha 999",
+    ),
+    "L10-an-alpha-that-is-none": (
+        file_of(
+            {"__metadata__": {"lora_adapter_metadata": '{"lora_alpha": "\u202e\u00e9"}'}, **pair()},
+            data(),
+        ),
+        "has the alpha '\\u202e",
+    ),
     "L10-two-ranks": (file_of(pair(**{B: {**entry([1], 0), **NARROW}}),
                               bytes(A_BYTES + 2 * NUM_OUT * 4)), "not [rank, in]"),
     "L10-rank-0": (file_of({A: entry([0, NUM_IN], 0), B: entry([NUM_OUT, 0], 0)}), "not [rank"),
