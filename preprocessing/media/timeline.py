@@ -149,18 +149,23 @@ def measure(
     mean = Fraction(len(ticks) - 1) / ((ticks[-1] - ticks[0]) * time_base)
     median = 1 / float(np.median(np.diff(at)))
     near = [rate for rate in STANDARD_RATES if abs(rate / mean - 1) < _NEAR]
-    candidates = [*hints, *near, mean.limit_denominator(_MAX_DENOMINATOR)]
+    candidates = [*hints, *near, _simple(mean)]
     misfit = [_misfit(at, rate) for rate in candidates]
     good_enough = min(misfit) + float(time_base)
     best = next(i for i, off in enumerate(misfit) if off <= good_enough)
     if misfit[best] * float(candidates[best]) <= _STEADY:
         rate = candidates[best]
         return Timeline(tuple(ticks), time_base, rate, False, 1 / rate)
-    measured = Fraction(median).limit_denominator(_MAX_DENOMINATOR)
+    measured = _simple(Fraction(median))
     rate = min((*hints, *STANDARD_RATES), key=lambda one: abs(float(one) / median - 1))
     if abs(float(rate) / median - 1) > _NEAR:
         rate = measured
     return Timeline(tuple(ticks), time_base, rate, True, last_duration or 1 / rate)
+
+
+def _simple(rate: Fraction) -> Fraction:
+    """``rate`` with a small denominator; as it is where that would be none: frames months apart."""
+    return rate.limit_denominator(_MAX_DENOMINATOR) or rate
 
 
 def _misfit(at: "np.ndarray[tuple[int], np.dtype[np.float64]]", rate: Fraction) -> float:

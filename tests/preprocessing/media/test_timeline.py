@@ -177,3 +177,22 @@ def test_a_scene_in_the_middle_keeps_to_itself() -> None:
         assert max(chosen.indices) <= 119
         assert chosen.window.start == span.start
         assert chosen.window.end <= span.end
+
+
+YEAR_S = 365 * 24 * 3600
+FAR_APART = {
+    # frames whose times no honest camera writes: id: (ticks of a second, the container's hint)
+    "two, years apart": ([0, 30 * YEAR_S], None),
+    "two, years apart, and a hint": ([0, 30 * YEAR_S], 25),
+    "two at once, one years later": ([0, 1, 30 * YEAR_S], None),
+    "one a year": ([number * YEAR_S for number in range(20)], None),
+    "to the end of 63 bits": ([0, 2**62, 2**63 - 1], 25),
+}
+
+
+@pytest.mark.parametrize(("ticks", "hint"), FAR_APART.values(), ids=FAR_APART)
+def test_frames_far_apart_have_a_rate(ticks: list[int], hint: int | None) -> None:
+    hints = [Fraction(hint)] if hint else []
+    timeline = measure(ticks, Fraction(1), hints, Fraction(0))
+    assert timeline.rate > 0
+    assert timeline.num_frames == len(ticks)
