@@ -21,6 +21,10 @@ MAX_ENTRIES = 10_000
 MAX_DIRECTORY_BYTES = 16 * 2**20
 """Bytes of the central directory, held in memory: 10 000 entries at 1.6 kB each."""
 
+MAX_PREFIX_MARKS = 1000
+"""Times that the bytes before the zip may look like the end of one: a self-extractor's program has
+a few. 20 GB of nothing else would be looked at for minutes."""
+
 _SATURATED_16 = 0xFFFF
 _SATURATED_32 = 0xFFFFFFFF
 _MAX_COMMENT_BYTES = 0xFFFF
@@ -193,12 +197,16 @@ def _check_one_end(file: BinaryIO, end: _End, size: int) -> None:
 
 
 def _prefix_has_end(file: BinaryIO, prefix_bytes: int) -> bool:
-    """True if the bytes before the zip end a zip of their own."""
-    start = 0
+    """True if the bytes before the zip end a zip of their own, or seem to all the time."""
+    start = marks = 0
     while start < prefix_bytes:
         file.seek(start)
         block = file.read(min(_SCAN_BYTES + _END.size, prefix_bytes - start))
-        for at in _positions(block, _END_MAGIC):
+        found = _positions(block, _END_MAGIC)
+        marks += len(found)
+        if marks > MAX_PREFIX_MARKS:
+            return True
+        for at in found:
             if at + _END.size <= len(block):
                 _, _, _, _, _, length, offset, _ = _END.unpack_from(block, at)
                 if length + offset <= start + at:

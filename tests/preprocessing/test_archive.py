@@ -192,6 +192,10 @@ REFUSED = {
         lambda: RawZip([RawEntry(b"a.mp4")], comment=named("b.mp4")).build(),
         "two ends",
     ),
+    "Z43 what looks like a thousand ends before": (
+        lambda: (b"PK\5\6" + bytes(8) + b"\xff" * 8 + bytes(2)) * 1001 + HONEST,
+        "two ends",
+    ),
     "Z44 truncated": (lambda: HONEST[:-30], "cut off"),
     "Z44 HTML": (lambda: b"\n<!DOCTYPE html><html><body>Log in", "an HTML page"),
     "Z44 RAR": (lambda: b"Rar!\x1a\x07\x01\x00" + bytes(100), "a RAR archive"),
