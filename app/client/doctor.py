@@ -30,6 +30,7 @@ from app.client.errors import ClientError, Refused
 from app.client.service import Service
 from app.client.text import clean, size
 from app.settings import Settings, is_loopback
+from preprocessing.failpoints import FILE as FAILPOINTS
 
 PROBE_TIMEOUT_S: Final = 180.0
 """Importing torch from a cold, slow disk takes a minute."""
@@ -81,6 +82,7 @@ def findings(url: str, key: str | None, *, expected: bool) -> Iterator[Finding]:
     yield from libraries()
     yield from torch()
     yield media()
+    yield from failpoints()
     try:
         settings = Settings()
     except ValidationError as error:
@@ -178,6 +180,14 @@ def media() -> Finding:
         advice = "Install av from its wheel, which has them."
         return Finding("fail", "ffmpeg", f"av {version} lacks {', '.join(lacks)}", advice)
     return Finding("ok", "ffmpeg", f"av {version}, libavcodec {parts.get('libavcodec')}")
+
+
+def failpoints() -> Iterator[Finding]:
+    """For tests of faults only, which is easily forgotten in a copied environment."""
+    if file := os.environ.get(FAILPOINTS):
+        yield Finding(
+            "fail", "failpoints", f"armed by {file}: processes may be killed", f"Unset {FAILPOINTS}."
+        )
 
 
 def disk(settings: Settings) -> Finding:

@@ -91,6 +91,15 @@ def test_settings_that_are_wrong_are_named(command: Command, name: str, value: s
     assert "secret" not in done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("quick")
+def test_armed_failpoints_are_told(command: Command, tmp_path: Path) -> None:
+    armed = str(tmp_path / "armed")
+    done = command("doctor", REELSMITH_FAILPOINTS=armed)
+    assert (done.exit_code, states(done.stdout)["failpoints"]) == (1, "fail")
+    assert armed in done.stdout
+    assert "failpoints" not in command("doctor").stdout
+
+
 def test_a_database_of_another_version(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'a.db'}"
     upgrade(url, "0001")
