@@ -186,7 +186,10 @@ def failpoints() -> Iterator[Finding]:
     """For tests of faults only, which is easily forgotten in a copied environment."""
     if file := os.environ.get(FAILPOINTS):
         yield Finding(
-            "fail", "failpoints", f"armed by {file}: processes may be killed", f"Unset {FAILPOINTS}."
+            "fail",
+            "failpoints",
+            f"armed by {file}: processes may be killed",
+            f"Unset {FAILPOINTS}.",
         )
 
 
