@@ -20,7 +20,7 @@ from app.db.models import Attempt, Outcome, Request
 from app.requests import turns
 from tests.faults.client import TRAINING
 from tests.faults.gateway_goals import THREADS
-from tests.faults.growth import WARM_JOBS, Growth, Size, most_files
+from tests.faults.growth import WARM_JOBS, Growth, Size, by_jobs, most_files
 from tests.faults.scene import Asked, Figure, Scene, scene
 from tests.faults.worker_goals import light
 from tests.service.harness import descendants
@@ -153,6 +153,7 @@ def r21(asked: Asked) -> Figure:
         "minutes": minutes,
         "MB, cold": {name: size.mb for name, size in cold.items()},
         "warm": {name: grown.numbers() for name, grown in growth.items()},
+        "MB by jobs": {name: by_jobs(sizes) for name, sizes in by_part.items()},
         "open files, first and most": {n: most_files(sizes) for n, sizes in by_part.items()},
         "keys in Redis at the end": keys,
         "files left in work": len(left),
