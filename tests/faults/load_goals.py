@@ -7,20 +7,21 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import redis
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
-from app.db.models import Request, State
+from app.db.models import Attempt, Outcome, Request
 from app.requests import turns
 from tests.faults.client import TRAINING
 from tests.faults.gateway_goals import THREADS
+from tests.faults.growth import WARM_JOBS, Growth, Size, by_jobs, most_files
 from tests.faults.scene import Asked, Figure, Scene, scene
-from tests.faults.stack import Part
 from tests.faults.worker_goals import light
 from tests.service.harness import descendants
 
@@ -28,6 +29,11 @@ MAX_QUEUED = 100
 UNLIMITED = "faults-unlimited-key"
 VICTIM = "the-key-of-the-victim"
 VICTIM_WAITS_S = 10.0
+PAUSE_S = 0.3
+"""Between submits of R21."""
+WARMING_PAUSE_S = 0.1
+"""The same until its workers are warm."""
+WARMING_LIMIT_S = 1200.0
 
 
 def r19(asked: Asked) -> Figure:
@@ -110,59 +116,92 @@ def _limited_key(on: Scene) -> str:
 
 
 def r21(asked: Asked) -> Figure:
-    """Small jobs for so many minutes (``--rounds``): memory, files and keys stay where they are."""
+    """Small jobs, first until every worker is warm, then for so many minutes (``--rounds``):
+    memory, files and keys stay where they are."""
     figure = Figure("R21")
     minutes = asked.times(2)
     with scene(figure, asked.seed, light(2)) as on:
-        over = threading.Event()
+        warm, over = threading.Event(), threading.Event()
 
         def submit() -> None:
             while not over.is_set():
                 on.client.submit("check")
-                time.sleep(0.3)
+                time.sleep(PAUSE_S if warm.is_set() else WARMING_PAUSE_S)
 
         thread = threading.Thread(target=submit)
         thread.start()
-        parts = [*on.stack.gateways, *on.stack.workers["cpu"]]
-        samples: dict[str, list[tuple[float, int]]] = {part.name: [] for part in parts}
-        time.sleep(20.0)  # everything is loaded and warm by then
-        ends = time.monotonic() + 60.0 * minutes
-        while time.monotonic() < ends:
-            for part in parts:
-                samples[part.name].append(_size(part))
-            time.sleep(5.0)
-        over.set()
-        thread.join()
+        try:
+            cold = _sizes_after(on, 1)
+            samples = [_sizes_after(on, WARM_JOBS)]
+            warm.set()
+            ends = time.monotonic() + 60.0 * minutes
+            while time.monotonic() < ends:
+                time.sleep(5.0)
+                samples.append(_sizes(on))
+        finally:
+            over.set()
+            thread.join()
         on.all_ended()
         assert on.stack.redis_wire is not None
         with contextlib.closing(redis.Redis(port=on.stack.redis_wire.upstreams[0])) as server:
             keys = server.dbsize()
-        with on.stack.database.read() as session:
-            ended = session.scalars(select(Request.id).where(Request.state == State.COMPLETED))
-            figure.numbers["jobs"] = len(ended.all())
         work = on.stack.settings.data_dir / "work"
         left = [path for path in work.rglob("*") if path.is_file()]
-        figure.numbers |= {
-            "minutes": minutes,
-            "MB, first and last": {n: (s[0][0], s[-1][0]) for n, s in samples.items()},
-            "open files, first and most": {
-                n: (s[0][1], max(files for _, files in s)) for n, s in samples.items()
-            },
-            "keys in Redis at the end": keys,
-            "files left in work": len(left),
-        }
-        figure.require(not left, f"{len(left)} files are left in work")
-        for name, found in samples.items():
-            most = max(files for _, files in found)
-            figure.require(most < found[0][1] + 40, f"{name} has {most} open files")
+    by_part = {name: [sizes[name] for sizes in samples] for name in cold}
+    growth = {name: Growth.of(sizes) for name, sizes in by_part.items()}
+    figure.numbers |= {
+        "minutes": minutes,
+        "MB, cold": {name: size.mb for name, size in cold.items()},
+        "warm": {name: grown.numbers() for name, grown in growth.items()},
+        "MB by jobs": {name: by_jobs(sizes) for name, sizes in by_part.items()},
+        "open files, first and most": {n: most_files(sizes) for n, sizes in by_part.items()},
+        "keys in Redis at the end": keys,
+        "files left in work": len(left),
+    }
+    figure.require(not left, f"{len(left)} files are left in work")
+    for name, sizes in by_part.items():
+        first, most = most_files(sizes)
+        figure.require(most < first + 40, f"{name} has {most} open files")
+        percent = growth[name].percent_per_hour
+        figure.require(not growth[name].too_much, f"{name} grows by {percent:.1f} % an hour")
     return figure
 
 
-def _size(part: Part) -> tuple[float, int]:
-    """(MB of memory, open files) of a part with its children."""
+def _sizes_after(on: Scene, jobs: int) -> dict[str, Size]:
+    """`_sizes`, as soon as every worker has ended so many jobs."""
+
+    def reached() -> dict[str, Size] | None:
+        sizes = _sizes(on)
+        workers = (sizes[part.name] for part in on.stack.workers["cpu"])
+        return sizes if all(size.jobs >= jobs for size in workers) else None
+
+    sizes: dict[str, Size] = on.stack.until(reached, WARMING_LIMIT_S, f"{jobs} jobs of each worker")
+    return sizes
+
+
+def _sizes(on: Scene) -> dict[str, Size]:
+    """Of gateways and workers, by name."""
+    with on.stack.database.read() as session:
+        ended = session.execute(
+            select(Attempt.worker, func.count())
+            .where(Attempt.outcome == Outcome.COMPLETED)
+            .group_by(Attempt.worker)
+        )
+        by_pid = {int(worker.rpartition(":")[2]): jobs for worker, jobs in ended}
+    found = {}
+    for part in (*on.stack.gateways, *on.stack.workers["cpu"]):
+        pids = (part.pid, *descendants(part.pid))
+        mine = by_pid if part in on.stack.gateways else pids
+        jobs = sum(by_pid.get(pid, 0) for pid in mine)
+        found[part.name] = Size(time.monotonic(), jobs, *_size(pids))
+    return found
+
+
+def _size(pids: Sequence[int]) -> tuple[float, int]:
+    """(MB of memory, open files) of these processes together."""
     pages = files = 0
-    for pid in (part.pid, *descendants(part.pid)):
+    for pid in pids:
         with contextlib.suppress(OSError):
             pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             files += len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1), files
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 2), files
