@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -41,6 +42,13 @@ ALL_TOO_SHORT = "All training videos are too short to be trainable"
 
 DISK_MARGIN_BYTES = 256 * 2**20
 """Bytes of disk to leave free for everybody else's logs and database."""
+
+MIN_SOUND_S = Fraction(7, 200)
+"""Seconds of a sample whose sound can be trained: the trainer's spectrum needs more than 32 ms.
+Only slow motion at its own rate has less."""
+MAX_SOUND_S = Fraction(121)
+"""Seconds of a sample whose sound can be trained: the longest sample at one frame per second. What
+is slower is a time lapse, of which hours of sound would outweigh the pictures."""
 
 _PROGRESS_EVERY_S = 0.5
 _BYTES_PER_PIXEL = 3
@@ -277,7 +285,8 @@ def add_sound(run: Run) -> bool:
     """
     used = run.ledger.used()
     silent = [r.name for r in used if r.facts is None or r.facts.audio is None]
-    run.ledger.audio = decision = decide_audio(run.rule.audio, silent, len(used))
+    odd = [r.name for r in used if not all(_can_be_heard(one.video) for one in r.fitted)]
+    run.ledger.audio = decision = decide_audio(run.rule.audio, silent, odd, len(used))
     run.events.log(f"audio: {decision.reason}")
     if not decision.trained:
         return False
@@ -298,22 +307,40 @@ def add_sound(run: Run) -> bool:
     return True
 
 
-def decide_audio(policy: AudioPolicy, silent: list[str], num_used: int) -> AudioDecision:
+def _can_be_heard(video: FittedVideo) -> bool:
+    return MIN_SOUND_S <= video.num_frames / video.frame_rate <= MAX_SOUND_S
+
+
+def decide_audio(
+    policy: AudioPolicy, silent: list[str], odd: list[str], num_used: int
+) -> AudioDecision:
     """All or nothing (fal, `/t2v`, Audio Configuration).
 
-    Raises `DatasetRuleError` when sound is required and any clip that is used has none.
+    ``odd`` are clips of which a sample lasts too long or too short for its sound. Raises
+    `DatasetRuleError` when sound is required and any clip that is used has none, or such a one.
     """
     if policy is AudioPolicy.OFF:
         return AudioDecision(trained=False, reason="the request turns sound off")
-    if not silent:
+    if silent:
+        reason = f"{len(silent)} of {num_used} clips have no sound ({listed(silent)})"
+        advice = "Leave them out, give them sound, or set with_audio to false."
+    elif odd:
+        reason = (
+            f"samples of {len(odd)} of {num_used} clips play less than {float(MIN_SOUND_S):g} or "
+            f"more than {MAX_SOUND_S} seconds at their own frame rate, of which sound can't be "
+            f"trained ({listed(odd)})"
+        )
+        advice = (
+            "Turn on auto_scale_input, which brings them to frame_rate, leave them out, or set "
+            "with_audio to false."
+        )
+    else:
         return AudioDecision(trained=True, reason="every clip has sound")
-    reason = f"{len(silent)} of {num_used} clips have no sound ({listed(silent)})"
     if policy is AudioPolicy.REQUIRED:
         raise DatasetRuleError(
-            f"with_audio is true, but {reason}. Leave them out, give them sound, or leave "
-            "with_audio at null.",
+            f"with_audio is true, but {reason}. {advice}",
             field="with_audio",
-            ctx={"silent_clips": silent},
+            ctx={"silent_clips": silent} if silent else {"clips": odd},
         )
     return AudioDecision(trained=False, reason=reason)
 

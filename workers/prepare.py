@@ -28,7 +28,7 @@ from workers.inputs import download, refused, wait
 
 log = structlog.get_logger()
 
-PREPARED_FORMAT: Final = 3
+PREPARED_FORMAT: Final = 4
 """Part of the cache key: raised when the same archive and rule prepare to something else."""
 
 

@@ -17,6 +17,7 @@ from preprocessing.prepare import prepare
 from preprocessing.report import DatasetReport
 from preprocessing.rules import AudioPolicy, DatasetRule
 from tests.preprocessing import clips
+from tests.preprocessing.media.made import numbered_clip, tone
 from tests.preprocessing.zips import RawEntry, raw, zip_of
 
 RULE = DatasetRule(num_frames=9, frame_rate=24, width=96, height=64)
@@ -225,6 +226,50 @@ def test_a_silent_clip_that_is_dropped_has_no_say(
     assert dropped.dropped.reason == "too_short"
     assert report.totals.model_dump() == {"clips": 2, "used": 1, "dropped": 1, "samples": 1}
     assert "too short: silent.mp4" in logged(tmp_path / "out")
+
+
+ODD_RATES = {
+    "9 frames in 19 ms, less than the trainer's spectrum": Fraction(480),
+    "9 frames in 9 ms, no latent of sound": Fraction(960),
+    "9 frames in an hour and a half": Fraction(1, 600),
+}
+
+
+def clip_with_sound(out: Path, rate: Fraction) -> Path:
+    return numbered_clip(out, 12, rate=rate, sound=tone(1, 440))
+
+
+@pytest.mark.parametrize("rate", ODD_RATES.values(), ids=ODD_RATES)
+def test_sound_that_is_too_long_or_short_is_not_trained(
+    rate: Fraction, bunny: Path, tmp_path: Path
+) -> None:
+    """It ended the training as the trainer's own fault, or filled the disk with silence."""
+    odd = clip_with_sound(tmp_path / "odd.mkv", rate)
+    archive = zip_of(tmp_path / "a.zip", {"a.mp4": bunny, "odd.mkv": odd})
+    report = run(archive, tmp_path / "auto")
+    assert report.audio is not None
+    assert not report.audio.trained
+    assert "samples of 1 of 2 clips" in report.audio.reason
+    assert "(odd.mkv)" in report.audio.reason
+
+    error, _ = refused(archive, tmp_path / "on", changed(audio=AudioPolicy.REQUIRED))
+    assert (error.field, error.type) == ("with_audio", "value_error")
+    assert error.ctx == {"clips": ["odd.mkv"]}
+    assert "auto_scale_input" in error.message
+
+    report = run(archive, tmp_path / "scaled", changed(audio=AudioPolicy.REQUIRED, auto_scale=True))
+    assert report.audio is not None
+    assert report.audio.trained
+
+
+@pytest.mark.parametrize("rate", [Fraction(240), Fraction(1)], ids=str)
+def test_sound_of_slow_motion_and_of_one_frame_a_second_is_trained(
+    rate: Fraction, tmp_path: Path
+) -> None:
+    clip = clip_with_sound(tmp_path / "a.mkv", rate)
+    report = run(zip_of(tmp_path / "a.zip", {"a.mkv": clip}), tmp_path / "out")
+    assert report.audio is not None
+    assert report.audio.trained
 
 
 # Length.
