@@ -12,9 +12,12 @@ from preprocessing.errors import MediaError
 from preprocessing.media.containers import MAX_IMAGE_PIXELS, too_large
 from preprocessing.media.geometry import Cover
 from preprocessing.names import short
+from preprocessing.rules import MASK_IMAGE_EXTENSIONS
 
 FORMATS: Final = ("PNG", "JPEG", "BMP", "WEBP")
 """Pillow's names; nothing else is tried on a foreign file."""
+
+_SUPPORTED: Final = {"supported_formats": list(MASK_IMAGE_EXTENSIONS)}
 
 _HEADS: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
 _HEAD_BYTES: Final = 12
@@ -54,6 +57,7 @@ def read_mask_image(path: Path, name: str) -> White:
             f"{short(name)} can't be decoded: it is damaged. Save it again as PNG.",
             reason="unreadable",
             type="unsupported_image_format",
+            ctx=_SUPPORTED,
         ) from error
 
 
@@ -65,6 +69,7 @@ def _white(image: Image.Image, name: str) -> White:
             f"{short(name)} is an animation. Send a still image, or the mask as a video.",
             reason="not_an_image",
             type="unsupported_image_format",
+            ctx=_SUPPORTED,
         )
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):

@@ -276,5 +276,7 @@ def test_an_animation_is_no_image(tmp_path: Path) -> None:
     clip = numbered_clip(tmp_path / "clip.mp4", 9)
     for name in ("m.webp", "m.png"):
         first.save(tmp_path / name, save_all=True, append_images=[second])
-        with pytest.raises(MediaError, match="animation"):
+        with pytest.raises(MediaError, match="animation") as caught:
             fit(clip, tmp_path / name, rule(), tmp_path)
+        # Of a mask, whatever the training takes as clips: inpaint takes no images there.
+        assert caught.value.ctx == {"supported_formats": [".png", ".jpg", ".jpeg", ".bmp", ".webp"]}
