@@ -19,6 +19,7 @@ from preprocessing.events import EventLog
 from preprocessing.folder import FolderSource
 from preprocessing.ledger import Fitted, Ledger, Sound, read_record
 from preprocessing.media import (
+    MIN_SOURCE_FRAMES,
     Clip,
     FittedAudio,
     FittedVideo,
@@ -258,14 +259,22 @@ def _drop_short(clips: list[Clip], run: Run) -> None:
     run.events.log(f"{len(dropped)} clips are too short: {listed(dropped)}", level="WARN")
     if len(dropped) < len(run.ledger.records):
         return
-    need = run.rule.num_frames
     longest = max(clips, key=lambda clip: clip.facts.num_frames).facts
     rate = longest.num_frames / longest.duration_s if longest.duration_s else run.rule.frame_rate
-    run.ledger.warnings.append(
-        f"every clip needs at least {need} frames ({need / run.rule.frame_rate:.1f} s at "
-        f"{run.rule.frame_rate} frames per second); the longest here has {longest.num_frames}. "
-        "Send longer clips, ask for a smaller number_of_frames, or turn on auto_scale_input"
-    )
+    if run.rule.auto_scale:
+        need = min(run.rule.num_frames, MIN_SOURCE_FRAMES)
+        run.ledger.warnings.append(
+            "every clip, or scene of it, is a single frame, and a still is not stretched; send "
+            "clips that move"
+        )
+    else:
+        need = run.rule.num_frames
+        run.ledger.warnings.append(
+            f"every clip needs at least {need} frames ({need / run.rule.frame_rate:.1f} s at "
+            f"{run.rule.frame_rate} frames per second); the longest here has "
+            f"{longest.num_frames}. Send longer clips, ask for a smaller number_of_frames, or turn "
+            "on auto_scale_input"
+        )
     raise DatasetRuleError(
         ALL_TOO_SHORT,
         type="video_duration_too_short",

@@ -10,9 +10,10 @@ from preprocessing.media.probe import probe_video
 from preprocessing.media.scenes import detect_scenes
 from preprocessing.media.sound import fit_audio
 from preprocessing.media.source_fit import fit_source
-from preprocessing.media.timeline import Span
+from preprocessing.media.timeline import MIN_SOURCE_FRAMES, Span
 
 __all__ = [
+    "MIN_SOURCE_FRAMES",
     "Clip",
     "FittedAudio",
     "FittedMask",

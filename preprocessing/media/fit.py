@@ -23,7 +23,7 @@ from preprocessing.media.errors import MissingFrames, TooShort
 from preprocessing.media.geometry import Cover, Orientation
 from preprocessing.media.graph import FrameFitter, Pixels
 from preprocessing.media.probe import recount
-from preprocessing.media.timeline import FramePlan, Span, plan
+from preprocessing.media.timeline import MIN_SOURCE_FRAMES, FramePlan, Span, plan
 from preprocessing.media.walk import nothing_decodes
 from preprocessing.names import short
 from preprocessing.rules import DatasetRule
@@ -204,12 +204,13 @@ class _FrameFile:
 
 def _too_short(clip: Clip, span: Span, rule: DatasetRule) -> TooShort:
     there = len(clip.timeline.frames_in(span))
+    needed = min(rule.num_frames, MIN_SOURCE_FRAMES) if rule.auto_scale else rule.num_frames
     advice = (
-        "A still is not stretched; send it as an image."
+        "A still is not stretched: send a clip that moves."
         if rule.auto_scale
         else "Send a longer clip, ask for fewer frames, or turn on auto_scale_input."
     )
     return TooShort(
-        f"{short(clip.name)} has {there} frames where {rule.num_frames} are needed. {advice}",
-        ctx={"provided_frames": there, "min_frames": rule.num_frames},
+        f"{short(clip.name)} has {there} frames where {needed} are needed. {advice}",
+        ctx={"provided_frames": there, "min_frames": needed},
     )

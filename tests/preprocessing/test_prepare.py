@@ -303,6 +303,24 @@ def test_m34_all_too_short(tmp_path: Path) -> None:
     assert any("the longest here has 6" in warning for warning in report.warnings)
 
 
+def test_stills_are_too_short_with_auto_scale_too(tmp_path: Path) -> None:
+    """The advice was to turn on what is on, and the frames that it takes were not asked for."""
+    files = {"a.mp4": clips.still_clip(tmp_path / "a.mp4", 1)}
+    error, report = refused(
+        zip_of(tmp_path / "a.zip", files), tmp_path / "out", changed(auto_scale=True)
+    )
+    assert error.message == "All training videos are too short to be trainable"
+    assert error.ctx == {
+        "min_duration": 0.08,
+        "provided_duration": 0.04,
+        "min_frames": 2,
+        "provided_frames": 1,
+    }
+    assert not any("auto_scale_input" in warning for warning in report.warnings)
+    assert report.clips[0].dropped is not None
+    assert "1 frames where 2 are needed" in report.clips[0].dropped.message
+
+
 def test_short_clips_are_stretched_with_auto_scale(tmp_path: Path) -> None:
     clip = clips.still_clip(tmp_path / "clip.mp4", 6)
     archive = zip_of(tmp_path / "a.zip", {"clip.mp4": clip})
