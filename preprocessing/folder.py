@@ -12,6 +12,12 @@ from preprocessing.source import Member
 from preprocessing.zip_directory import MAX_ENTRIES
 
 
+def with_links(root: Path) -> list[Path]:
+    """What must be readable to read all below ``root``: a folder of links, as people gather
+    datasets without copying them, leads to files elsewhere."""
+    return [root, *(path for path in root.rglob("*") if path.is_symlink())]
+
+
 class FolderSource:
     """All files below a folder. Trusted more than a zip: it is the caller's own disk."""
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from preprocessing.errors import DatasetError
 from preprocessing.events import EventLog
+from preprocessing.folder import with_links
 from preprocessing.ledger import Fitted, Ledger, Record, became
 from preprocessing.looks import LOOKS_FOLDER, write_looks
 from preprocessing.manifest import MANIFEST_FILE, REPORT_FILE, Audio, Manifest, Sample
@@ -39,7 +40,7 @@ def prepare(
     (out / SAMPLES_FOLDER).mkdir()
     ledger = Ledger(rule)
     try:
-        with Pool(processes, out, [archive] if archive.is_dir() else []) as pool:
+        with Pool(processes, out, with_links(archive) if archive.is_dir() else []) as pool:
             run = Run(rule, out / WORK_FOLDER, events, pool, ledger)
             unpacked = unpack(archive, run)
             if unpacked.kind == "image":

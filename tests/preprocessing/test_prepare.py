@@ -179,6 +179,17 @@ def test_a_folder_in_place_of_a_zip(prepared: Path, archive: Path, tmp_path: Pat
 # Sound.
 
 
+def test_a_folder_of_links(tmp_path: Path) -> None:
+    """The confined decoder was not allowed to follow them, which ended in PermissionError."""
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    elsewhere.mkdir()
+    folder.mkdir()
+    (folder / "a.mp4").symlink_to(clips.still_clip(elsewhere / "clip.mp4", 12))
+    report = run(folder, tmp_path / "out")
+    assert [clip.name for clip in report.clips] == ["a.mp4"]
+    assert report.totals.samples == 1
+
+
 def test_sound_is_trained_when_every_clip_has_it(bunny: Path, tmp_path: Path) -> None:
     archive = zip_of(tmp_path / "a.zip", {"a.mp4": bunny, "b.mp4": bunny})
     report = run(archive, tmp_path / "out")
