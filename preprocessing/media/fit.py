@@ -60,6 +60,24 @@ def fit_video(clip: Clip, span: Span, rule: DatasetRule, out: Path) -> FittedVid
 
 def probe_and_fit_image(path: Path, name: str, rule: DatasetRule, out: Path) -> FittedVideo:
     """Write a still PNG or JPEG as one frame [1, height, width, 3]. Raises `MediaError`."""
+    try:
+        return _fit_image(path, name, rule, out)
+    except MediaError as error:
+        if error.type != MediaError.default_type:
+            raise
+        # What decodes clips speaks of clips.
+        message = error.message
+        if error.reason == "unreadable":
+            message = (
+                f"{short(name)} can't be decoded: it is damaged or cut off. Save it again as PNG "
+                "or JPEG."
+            )
+        raise MediaError(
+            message, reason=error.reason, type="unsupported_image_format", ctx=error.ctx
+        ) from error
+
+
+def _fit_image(path: Path, name: str, rule: DatasetRule, out: Path) -> FittedVideo:
     with open_image(path, name) as (container, _):
         stream = video_stream(container, name, MAX_IMAGE_PIXELS)
         frame = next(decoded(container, stream, name), None)

@@ -48,7 +48,8 @@ def read_mask_image(path: Path, name: str) -> White:
             f"{short(name)} has far more than {MAX_IMAGE_PIXELS // 10**6} million pixels. Send it "
             "in the size of its clip.",
             reason="too_large",
-            ctx={"max_pixels": MAX_IMAGE_PIXELS},
+            type="unsupported_image_format",
+            ctx={"max_pixels": MAX_IMAGE_PIXELS, **_SUPPORTED},
         ) from error
     except (OSError, ValueError, SyntaxError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
@@ -63,7 +64,10 @@ def read_mask_image(path: Path, name: str) -> White:
 
 def _white(image: Image.Image, name: str) -> White:
     if image.width * image.height > MAX_IMAGE_PIXELS:
-        raise too_large(name, image.width, image.height, MAX_IMAGE_PIXELS)
+        error = too_large(name, image.width, image.height, MAX_IMAGE_PIXELS)
+        error.type = "unsupported_image_format"
+        error.ctx |= _SUPPORTED
+        raise error
     if getattr(image, "is_animated", False):
         raise MediaError(
             f"{short(name)} is an animation. Send a still image, or the mask as a video.",

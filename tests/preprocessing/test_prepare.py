@@ -415,6 +415,22 @@ def test_images_have_no_sound(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "kept_bytes", "words"),
+    [((15, 40), None, "15x40 pixels"), ((80, 120), 60, "Save it again as PNG or JPEG")],
+    ids=["small", "cut off"],
+)
+def test_a_bad_image_is_not_refused_as_a_video(
+    size: tuple[int, int], kept_bytes: int | None, words: str, tmp_path: Path
+) -> None:
+    data = clips.write_image(tmp_path / "a.png", *size).read_bytes()[:kept_bytes]
+    error, _ = refused(zip_of(tmp_path / "a.zip", {"a.png": data}), tmp_path / "out")
+    assert error.type == "unsupported_image_format"
+    assert error.ctx["supported_formats"] == [".png", ".jpg", ".jpeg"]
+    assert words in error.message
+    assert "MP4" not in error.message.upper()
+
+
+@pytest.mark.parametrize(
     "files",
     [{}, {"day/": b""}, {"inner.zip": b"PK\5\6" + bytes(18)}, {"clip.webm": b"x", "a.txt": b"x"}],
     ids=["Z23 empty", "Z24 folders only", "Z25 zip in zip", "other kinds"],
