@@ -33,8 +33,8 @@ class _Lines(TyperGroup):
                 raise
             _end(USAGE, *problems_of(error))
         except DBAPIError as error:
-            why = str(error.orig).strip().splitlines()
-            _end(UNREACHABLE, f"REELSMITH_DATABASE_URL: {'; '.join(map(str.strip, why))}")
+            said = str(error.orig).strip().splitlines()
+            _end(UNREACHABLE, f"REELSMITH_DATABASE_URL: {'; '.join(map(str.strip, said))}")
         except CommandError as error:
             _end(USAGE, f"the database can't be migrated: {error}")
         except ssl.SSLError as error:
