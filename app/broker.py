@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -109,7 +110,7 @@ class Waker:
             connection.ensure_connection(max_retries=1, timeout=PING_TIMEOUT_S)
 
 
-@dataclass(frozen=True)
+@dataclass
 class EmbeddedBroker:
     """The broker of a service on one machine, and what to tell its user about it."""
 
@@ -118,6 +119,17 @@ class EmbeddedBroker:
     note: str
     process: "subprocess.Popen[bytes] | None" = None
     socket_dir: Path | None = None
+    again: "Callable[[], subprocess.Popen[bytes]] | None" = None
+    """Starts a server of our own once more, at the same socket."""
+
+    @property
+    def dead(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    def revive(self) -> None:
+        """Start it again. Gateway and workers connect to it by themselves."""
+        if self.again is not None:
+            self.process = self.again()
 
     def stop(self) -> None:
         if self.process is not None:
@@ -170,21 +182,26 @@ def _private_redis(
     # Socket paths end at about 100 bytes, so it can't lie below an arbitrary data folder.
     socket_dir = Path(tempfile.mkdtemp(prefix="reelsmith-"))
     socket = socket_dir / "redis.sock"
-    with (folder / "redis.log").open("ab") as log:
-        process = subprocess.Popen(
-            [
-                str(binary),
-                *("--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"),
-                *("--dir", str(folder), "--appendonly", "yes", "--save", ""),
-                *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
-            ],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "REELSMITH_DATA_DIR": str(data_dir.resolve())},
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        )
+
+    def start() -> "subprocess.Popen[bytes]":
+        socket.unlink(missing_ok=True)
+        with (folder / "redis.log").open("ab") as log:
+            return subprocess.Popen(
+                [
+                    str(binary),
+                    *("--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"),
+                    *("--dir", str(folder), "--appendonly", "yes", "--save", ""),
+                    *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "REELSMITH_DATA_DIR": str(data_dir.resolve())},
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+
+    process = start()
     deadline = time.monotonic() + REDIS_START_TIMEOUT_S
     while not socket.exists():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -199,4 +216,5 @@ def _private_redis(
         f"{where}, started privately with AOF",
         process,
         socket_dir,
+        start,
     )

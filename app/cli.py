@@ -1,19 +1,61 @@
 """`reelsmith`: the service's command line."""
 
+import errno
+import ssl
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from alembic.util import CommandError
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
+from typer.core import TyperGroup
 
 from app.client import commands
 from app.keys.commands import keys
 from app.keys.opening import NoKey, require_key_at_start
-from app.settings import Settings
+from app.settings import Settings, problems_of
 from app.webhooks.commands import webhooks
+
+USAGE, UNREACHABLE = 2, 3
+"""Exit codes, as docs/cli.md has them."""
+
+
+class _Lines(TyperGroup):
+    """Says in a line what the machine or its settings lack; a traceback is for our own mistakes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ValidationError as error:
+            if error.title != Settings.__name__:
+                raise
+            _end(USAGE, *problems_of(error))
+        except DBAPIError as error:
+            said = str(error.orig).strip().splitlines()
+            _end(UNREACHABLE, f"REELSMITH_DATABASE_URL: {'; '.join(map(str.strip, said))}")
+        except CommandError as error:
+            _end(USAGE, f"the database can't be migrated: {error}")
+        except ssl.SSLError as error:
+            why = "no certificate with its key, in PEM and without a passphrase"
+            _end(USAGE, f"REELSMITH_TLS_CERT, REELSMITH_TLS_KEY: {why} ({error.reason})")
+        except OSError as error:
+            # EPIPE is typer's: the reader of a pipe has gone.
+            if error.errno == errno.EPIPE or not (error.filename or error.errno == errno.ENOSPC):
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            _end(USAGE, f"{where}{error.strerror}")
+
+
+def _end(code: int, *lines: str) -> NoReturn:
+    typer.echo("\n".join(lines), err=True)
+    raise typer.Exit(code) from None
+
 
 main = typer.Typer(
     name="reelsmith",
+    cls=_Lines,
     help="Train LoRAs for LTX-2.3 on your own GPUs, behind fal's API.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -46,10 +88,13 @@ def up() -> None:
 def serve() -> None:
     """Run the gateway alone (the workers run elsewhere)."""
     from app import server
+    from app.db.migrate import upgrade
     from app.gateway import create_app
 
     settings = Settings()
     _require_key(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    upgrade(settings.database_url)  # the app does it too; here its failure is one line
     server.run(create_app(settings), settings)
 
 
@@ -62,11 +107,13 @@ def migrate(
     """Bring the database to this version's tables, or back to an older version's."""
     from app.db.migrate import downgrade, upgrade
 
+    settings = Settings()
     if to is not None:
-        downgrade(Settings().database_url, to)
+        downgrade(settings.database_url, to)
         typer.echo(f"the database is at {to}")
         return
-    upgrade(Settings().database_url)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    upgrade(settings.database_url)
     typer.echo("the database is up to date")
 
 

@@ -112,6 +112,7 @@ class Service:
     extra_env: dict[str, str] = field(default_factory=dict)
     """Settings for the children beyond those of ``settings``."""
     env: dict[str, str] = field(default_factory=dict)
+    _broker_again_at: float = 0.0
 
     @property
     def url(self) -> str:
@@ -121,11 +122,14 @@ class Service:
         settings = self.settings
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         require_free(settings.host, settings.port)
-        self.broker = start_embedded(
-            settings.redis_url.get_secret_value() if settings.redis_url else None,
-            settings.data_dir,
-            settings.broker,
-        )
+        try:
+            self.broker = start_embedded(
+                settings.redis_url.get_secret_value() if settings.redis_url else None,
+                settings.data_dir,
+                settings.broker,
+            )
+        except RuntimeError as error:
+            raise NotStarted(str(error)) from error
         self.say(f"broker: {self.broker.note}")
         self.env = {
             **os.environ,
@@ -181,6 +185,11 @@ class Service:
 
     def watch(self) -> None:
         """Restart what died. Called every second or so."""
+        now = time.monotonic()
+        if self.broker is not None and self.broker.dead and now > self._broker_again_at:
+            self.say("the broker ended; starting it again")
+            self.broker.revive()
+            self._broker_again_at = now + RESTART_PAUSE_S
         for child in self.children:
             if child.dead and time.monotonic() - child.started_at > RESTART_PAUSE_S:
                 assert child.process is not None

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, FilePath, SecretStr, field_validator, model_validator
+from pydantic import (
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.db.engine import driver_url
@@ -18,6 +25,10 @@ WEEK_S: Final = 7 * 24 * 3600
 UNSAFE_LABELS: Final[tuple[str, ...]] = SafetyClassifier.model_fields["unsafe_labels"].default
 HEARTBEATS_PER_LEASE: Final = 3
 """A lease must survive two lost renewals."""
+
+
+REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket")
+"""What Celery takes for a Redis; anything else would fail at the first wake-up, not at start."""
 
 
 def _default_database_url(values: dict[str, Any]) -> str:
@@ -177,7 +188,10 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         if value.lstrip().startswith("["):
-            return json.loads(value)
+            try:
+                return json.loads(value)
+            except ValueError:  # without the text, which may be keys
+                raise ValueError("this begins as a JSON list and is none") from None
         return [key.strip() for key in value.split(",") if key.strip()]
 
     @field_validator("safety_classifier", mode="before")
@@ -215,38 +229,51 @@ class Settings(BaseSettings):
     def _redis_url_can_be_read(cls, url: SecretStr | None) -> SecretStr | None:
         try:
             parts = urlsplit(url.get_secret_value()) if url is not None else None
-            _ = parts and parts.port
+            readable = parts is None or (parts.scheme in REDIS_SCHEMES and (parts.port or 1) > 0)
         except ValueError:
-            raise ValueError("this is no URL of a Redis") from None
+            readable = False
+        if not readable:  # without the URL, which may hold a password
+            raise ValueError("this is no URL of a Redis, such as redis://127.0.0.1:6379/0")
         return url
+
+    @field_validator("fetch_allow_private_hosts", "webhook_allow_private_hosts")
+    @classmethod
+    def _networks_are_networks(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if "/" in host:  # a name has none
+                ipaddress.ip_network(host.strip("[]"))
+        return hosts
 
     @field_validator("public_url")
     @classmethod
     def _public_url_is_a_base(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise ValueError(f"public_url must be http(s)://host[:port][/path], not {url!r}")
+            raise ValueError(f"this must be http(s)://host[:port][/path], not {url!r}")
         return url.rstrip("/")
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "Settings":
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key go together")
+            raise ValueError("REELSMITH_TLS_CERT and REELSMITH_TLS_KEY go together")
         return self
 
     @model_validator(mode="after")
     def _lease_outlives_heartbeats(self) -> "Settings":
         if self.lease_s < HEARTBEATS_PER_LEASE * self.heartbeat_s:
             raise ValueError(
-                f"lease_s ({self.lease_s:g}) must be at least {HEARTBEATS_PER_LEASE} times "
-                f"heartbeat_s ({self.heartbeat_s:g}), or one lost renewal loses the request"
+                f"REELSMITH_LEASE_S ({self.lease_s:g}) must be at least {HEARTBEATS_PER_LEASE} "
+                f"times REELSMITH_HEARTBEAT_S ({self.heartbeat_s:g}), or one lost renewal loses "
+                "the request"
             )
         return self
 
     @model_validator(mode="after")
     def _s3_is_whole(self) -> "Settings":
         if (self.s3_access_key_id is None) != (self.s3_secret_access_key is None):
-            raise ValueError("s3_access_key_id and s3_secret_access_key go together")
+            raise ValueError(
+                "REELSMITH_S3_ACCESS_KEY_ID and REELSMITH_S3_SECRET_ACCESS_KEY go together"
+            )
         if self.s3_bucket is None and (self.s3_endpoint or self.s3_access_key_id):
             raise ValueError("S3 settings are given, but no REELSMITH_S3_BUCKET")
         return self
@@ -270,6 +297,19 @@ class Settings(BaseSettings):
         """No keys here, and on loopback. If the database has none either, everybody who reaches
         that interface is the one user."""
         return not self.api_keys and is_loopback(self.host)
+
+
+def problems_of(error: ValidationError) -> list[str]:
+    """A line for each problem of `Settings`: the variable, and what is wrong with it."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return [
+        # What concerns several settings names them in its text.
+        "".join(f"REELSMITH_{name}: ".upper() for name in one["loc"][:1])
+        + one["msg"].removeprefix("Value error, ")
+        for one in found
+        # A default that is made of settings with problems is none of its own.
+        if one["type"] != "default_factory_not_called"
+    ]
 
 
 @functools.lru_cache(maxsize=256)  # the host of every call to a service without keys

@@ -10,18 +10,23 @@ from typing import Any
 
 from celery import Celery, signals
 from celery.exceptions import Reject
+from pydantic import ValidationError
 
 from app.broker import make_celery
 from app.db.engine import Database
 from app.logging import configure
 from app.requests.outbox import TASKS
-from app.settings import Settings
+from app.settings import Settings, problems_of
 from workers import exposed
 from workers.presence import announce
 from workers.runtime import Runtime
 from workers.stages import prepare_next, work_next
 
-settings = Settings()
+try:
+    settings = Settings()
+except ValidationError as error:
+    # Celery would print the traceback of its own import, in which this is one line of forty.
+    raise SystemExit("\n".join(problems_of(error))) from None
 # Before Celery says a word: its warnings are JSON lines, too.
 configure(settings.log_level, settings.secrets)
 logging.captureWarnings(True)

@@ -3,12 +3,14 @@
 {request}/checkpoints/{step:06d}-{attempt}/...       with the trainer's manifest written last
 """
 
+import contextvars
 import os
 import queue
 import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -96,7 +98,9 @@ class Uploader:
         """The newest checkpoint that waits, as step and folder."""
         self._next_lock = threading.Lock()
         self._waiting: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
+        # In a copy of our context, so that its lines of log name the request, too.
+        run = partial(contextvars.copy_context().run, self._run)
+        self._thread = threading.Thread(target=run, name="uploads", daemon=True)
         self._thread.start()
 
     def put_checkpoint(self, step: int, folder: Path) -> None:

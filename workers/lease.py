@@ -1,8 +1,10 @@
 """Keeping a claim alive from a thread, and noticing at once when it is gone."""
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 
 import structlog
@@ -37,7 +39,9 @@ class LeaseKeeper:
         self.wishes: Mapping[Wish, float] = {}
         """As of the last renewal; replaced, never changed."""
         self._renewed_at = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        # In a copy of our context, so that its lines of log name the request, too.
+        run = partial(contextvars.copy_context().run, self._run)
+        self._thread = threading.Thread(target=run, name="lease", daemon=True)
 
     @property
     def cancel_requested(self) -> bool:

@@ -93,6 +93,7 @@ def _prepare(attempt: Attempt) -> None:
         conclude_check(attempt, dataset, prepared)
     else:
         attempt.write(lambda session: lifecycle.advance(session, attempt.claim, prepared))
+        log.info("attempt.prepared")
 
 
 def conclude_check(attempt: Attempt, dataset: Path, prepared: dict[str, Any]) -> None:

@@ -89,6 +89,7 @@ def prepare(attempt: Attempt) -> None:
         conclude_check(attempt, report, prepared)
     else:
         attempt.write(lambda session: lifecycle.advance(session, attempt.claim, prepared))
+        log.info("attempt.prepared", loras=len(report.loras))
 
 
 def _prepare(attempt: Attempt, report: SourceReport) -> dict[str, Any]:

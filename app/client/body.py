@@ -158,6 +158,14 @@ def known_mode(name: str) -> AnyMode | None:
     return next((mode for mode in modes.all() if wanted in (mode.path, mode.id)), None)
 
 
+def unknown_fields(name: str, body: Mapping[str, Any]) -> list[str]:
+    """Fields of ``body`` that the mode does not have, where this version knows the mode. The
+    service passes over them, as fal does, so that a slip of the pen trains with a default."""
+    mode = known_mode(name)
+    known = set(mode.request_model.model_fields) if mode is not None else set(body)
+    return [field for field in body if field not in known]
+
+
 def dataset_rule(name: str, body: Mapping[str, Any]) -> DatasetRule | None:
     """What the training asks of its clips, where this version knows the mode and the fields fit."""
     mode = known_mode(name)

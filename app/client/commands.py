@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,6 +31,12 @@ RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id."
 Download = Annotated[
     Path | None,
     typer.Option("--download", metavar="DIR", help="Bring the files there: a new or empty folder."),
+]
+
+
+Priority = Annotated[
+    # The service takes every other word for "normal", as fal does.
+    Literal["normal", "low"] | None, typer.Option(help="Low: after everything that is normal.")
 ]
 
 
@@ -63,7 +69,7 @@ def submit(
     wait: Annotated[bool, typer.Option(help="Follow it to its end.")] = True,
     download: Download = None,
     webhook: Annotated[str | None, typer.Option(help="URL that is told of the end.")] = None,
-    priority: Annotated[str | None, typer.Option(help="normal or low.")] = None,
+    priority: Priority = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only prepare the clips, and say what becomes of each.")
     ] = False,
@@ -112,7 +118,7 @@ def generate(
     wait: Annotated[bool, typer.Option(help="Follow it to its end.")] = True,
     download: Download = None,
     webhook: Annotated[str | None, typer.Option(help="URL that is told of the end.")] = None,
-    priority: Annotated[str | None, typer.Option(help="normal or low.")] = None,
+    priority: Priority = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only fetch clip and LoRAs, and say what they are.")
     ] = False,

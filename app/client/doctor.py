@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.client.errors import ClientError, Refused
 from app.client.service import Service
 from app.client.text import clean, size
-from app.settings import Settings, is_loopback
+from app.settings import Settings, is_loopback, problems_of
 from preprocessing.failpoints import FILE as FAILPOINTS
 
 PROBE_TIMEOUT_S: Final = 180.0
@@ -86,9 +86,8 @@ def findings(url: str, key: str | None, *, expected: bool) -> Iterator[Finding]:
     try:
         settings = Settings()
     except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False, include_context=False):
-            name = "REELSMITH_" + "_".join(map(str, problem["loc"])).upper()
-            yield Finding("fail", "settings", f"{name.rstrip('_')}: {problem['msg']}")
+        for problem in problems_of(error):
+            yield Finding("fail", "settings", problem)
     else:
         yield disk(settings)
         yield (found := database(settings))

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -27,7 +28,8 @@ OnBytes = Callable[[str, int, int], None]
 class Target:
     """The folder of one request's files. Raises `Refused` when it holds anything else's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, new: bool = False) -> None:
+        """``new``: for a request that is yet to be submitted, so no files can be its own."""
         self.folder = folder
         if folder.exists() and not folder.is_dir():
             raise Refused(f"{folder} is not a folder")
@@ -36,6 +38,12 @@ class Target:
             self._id = _marked(folder)
             if self._id is None:
                 raise Refused(f"{folder} holds other files; name a new or an empty folder")
+        if new and self._id is not None:
+            raise Refused(
+                f"{folder} holds the files of request {self._id}; name another folder, or run",
+                f"reelsmith result {self._id} --download {folder}",
+            )
+        _make(folder)
 
     def claim(self, handle: Handle) -> None:
         """From here on it is ``handle``'s. Raises `Refused` when it is another request's."""
@@ -180,6 +188,16 @@ def safe_name(name: str) -> str:
     """
     last = PurePosixPath(name.replace("\\", "/")).name
     return _UNSAFE.sub("_", last).lstrip(".") or "file"
+
+
+def _make(folder: Path) -> None:
+    """Raises `Refused` now, and not at the end of a training, where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise Refused(f"{folder} can't be written: {error.strerror}") from error
 
 
 def _marked(folder: Path) -> str | None:

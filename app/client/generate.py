@@ -51,12 +51,13 @@ def generate(service: Service, asked: Generate) -> int:
         )
     if asked.download is not None and not asked.wait:
         raise Refused("--download needs --wait; or run `reelsmith result ID --download DIR` later")
-    target = Target(asked.download) if asked.download is not None else None
+    target = Target(asked.download, new=True) if asked.download is not None else None
     mode = f"{asked.mode.strip('/')}/{run.CHECK_ROUTE}" if asked.check else asked.mode
     options = {"webhook": asked.webhook, "priority": asked.priority}
     body = body_of(service, asked)
     files = local_files(body)
     with display() as shown:
+        run.warn_of_fields(asked.mode, body, shown)
         with run.says_what_is_wrong(asked.mode, check=asked.check):
             if files:
                 bodies.ask_first(service, mode, body, list(files), **options)

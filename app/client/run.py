@@ -60,7 +60,7 @@ def submit(service: Service, asked: Submit) -> int:
         )
     if asked.download is not None and not asked.wait:
         raise Refused("--download needs --wait; or run `reelsmith result ID --download DIR` later")
-    target = Target(asked.download) if asked.download is not None else None
+    target = Target(asked.download, new=True) if asked.download is not None else None
     body = bodies.with_fields(bodies.read_input(asked.input), asked.fields)
     body = bodies.with_previews(body, asked.prompts, asked.videos, asked.masks)
     body = bodies.without(body, [(bodies.ARCHIVE_FIELD,)])
@@ -75,6 +75,7 @@ def submit(service: Service, asked: Submit) -> int:
             return preview_url(event)  # the training goes on, and so does the watching
 
     with display(preview) as shown:
+        warn_of_fields(asked.mode, body, shown)
         archive = look_at(asked.source, bodies.dataset_rule(asked.mode, body), shown)
         with says_what_is_wrong(asked.mode, check=asked.check):
             if archive is not None:
@@ -97,6 +98,12 @@ def submit(service: Service, asked: Submit) -> int:
     if asked.check:
         return show_report(service, handle, as_json=asked.json)
     return result(service, handle, target, as_json=asked.json)
+
+
+def warn_of_fields(mode: str, body: Mapping[str, Any], shown: Shown) -> None:
+    """Of those that change nothing."""
+    for field in bodies.unknown_fields(mode, body):
+        shown.say(f"warning: {mode} has no field {field!r}; it changes nothing")
 
 
 Sender = Callable[[Service], str]
@@ -280,7 +287,8 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         if clip["dropped"]:
             lines.append(f"dropped  {clip['name']}: {clip['dropped']['message']}")
         else:
-            lines.append(f"used     {clip['name']}: {len(clip['became'])} samples")
+            number = len(clip["became"])
+            lines.append(f"used     {clip['name']}: {number} sample{'s' * (number != 1)}")
         lines += [f"         warning: {warning}" for warning in clip["warnings"]]
     lines += [f"ignored  {entry['name']}: {entry['reason']}" for entry in report["ignored"]]
     lines += [f"warning: {warning}" for warning in report["warnings"]]
@@ -315,9 +323,10 @@ def requests(service: Service, limit: int, *, before: str | None, as_json: bool)
         update = Update(
             found["status"], None, found["stage"], found["progress"] or {}, (), (), found["error"]
         )
+        where = "cancelled" if found["standing"] == "cancelled" else headline(update)
         out(
             f"{found['request_id']}  {found['created_at'][:16].replace('T', ' ')}  "
-            f"{found['endpoint']}  {headline(update)}"
+            f"{found['endpoint']}  {where}"
         )
     if not page["requests"]:
         sys.stderr.write("no requests yet\n")

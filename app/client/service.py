@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -100,7 +100,10 @@ class Service:
 
     def find(self, request_id: str) -> Handle:
         """Raises `Refused` where there is none."""
-        return Handle(request_id, self._get(f"/requests/{request_id}").json()["endpoint"])
+        if not request_id.strip():  # a script's empty variable; the route would be the list's
+            raise Refused("the id of the request is empty")
+        path = f"/requests/{quote(request_id.strip(), safe='')}"
+        return Handle(request_id.strip(), self._get(path).json()["endpoint"])
 
     def list(self, limit: int = 20, before: str | None = None) -> dict[str, Any]:
         """`app.requests.schemas.RequestList`."""

@@ -22,6 +22,8 @@ STAGES: Final = {
     "preview": "Previews",
     "upload": "Storing",
 }
+SPELLED: Final = {"stg": "STG", "url": "URL", "num": "number of", "loras": "LoRAs", "lora": "LoRA"}
+"""Words of field names that are not written as they stand."""
 
 
 def size(num_bytes: float | None) -> str:
@@ -90,13 +92,28 @@ def between(start: str | None, end: str | None) -> float | None:
 def words(name: str) -> str:
     """A field's name as a label.
 
-    >>> words("number_of_steps"), words("stg_scale"), words("training_data_url")
-    ('Number of steps', 'STG scale', 'Training data URL')
+    >>> words("num_inference_steps"), words("stg_scale"), words("training_data_url")
+    ('Number of inference steps', 'STG scale', 'Training data URL')
     """
-    text = name.replace("_", " ")
-    for word in ("stg", "url"):
-        text = " ".join(word.upper() if part == word else part for part in text.split(" "))
+    text = " ".join(SPELLED.get(part, part) for part in name.split("_"))
     return text[:1].upper() + text[1:]
+
+
+def exact(value: float) -> str:
+    """A field's bound as one types it.
+
+    >>> exact(9007199254740991), exact(0.25), exact(1e-08), exact(60.0)
+    ('9007199254740991', '0.25', '1e-08', '60')
+    """
+    return str(int(value)) if value == int(value) else f"{value:g}"
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """
+    >>> count(1, "sample"), count(0, "sample"), count(2, "file was", "files were")
+    ('1 sample', '0 samples', '2 files were')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def percent(progress: dict[str, Any] | None) -> float | None:
@@ -111,6 +128,8 @@ def percent(progress: dict[str, Any] | None) -> float | None:
 
 
 FILTERS: Final = {
+    "exact": exact,
+    "count": count,
     "size": size,
     "duration": duration,
     "usd": usd,

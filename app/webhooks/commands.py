@@ -33,6 +33,8 @@ def list_deliveries(
         attempts = deliveries.attempts(session, [row.id for row in rows])
     if request_id is not None and not rows:
         _refuse(f"No request {request_id} has a webhook.")
+    if not rows:
+        typer.echo("no request has a webhook yet", err=True)
     for row in rows:
         typer.echo(f"{row.id}  {_state(row, attempts[row.id])}  {_shown(row.webhook_url)}")
         if request_id is not None:

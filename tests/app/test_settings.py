@@ -1,18 +1,22 @@
 """Settings: what is refused at start, and why."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from app.cli import main
 from app.settings import Settings, is_loopback
 
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in [name for name in os.environ if name.startswith("REELSMITH_")]:
         monkeypatch.delenv(name)
 
@@ -68,7 +72,7 @@ def test_keys_from_the_environment(
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"lease_s": 20, "heartbeat_s": 10}, "lease_s"),
+    ({"lease_s": 20, "heartbeat_s": 10}, "LEASE_S"),
     ({"s3_access_key_id": "a", "s3_bucket": "b"}, "go together"),
     ({"s3_endpoint": "http://s3"}, "REELSMITH_S3_BUCKET"),
     ({"database_url": "mysql://u@h/d"}, "mysql"),
@@ -80,6 +84,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"secret_key": "short"}, "32"),
     ({"attempts_limit": 0}, "attempts_limit"),
     ({"port": 0}, "port"),
+    ({"redis_url": "localhost"}, "redis://127.0.0.1:6379/0"),
+    ({"redis_url": "https://h:6379"}, "redis://127.0.0.1:6379/0"),
+    ({"fetch_allow_private_hosts": "10.0.0.0/99"}, "10.0.0.0/99"),
+    ({"webhook_allow_private_hosts": "10.0.0.1/8"}, "host bits"),
+    ({"api_keys": '["a"'}, "JSON list"),
 ]
 
 
@@ -87,6 +96,56 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Settings(**values)
+
+
+LINES: list[tuple[dict[str, str], list[str]]] = [
+    ({"PORT": "abc"}, ["REELSMITH_PORT: Input should be a valid integer, unable to parse"]),
+    ({"TLS_CERT": __file__}, ["REELSMITH_TLS_CERT and REELSMITH_TLS_KEY go together"]),
+    ({"TLS_CERT": __file__, "TLS_KEY": __file__}, ["REELSMITH_TLS_CERT, REELSMITH_TLS_KEY: no"]),
+    ({"REDIS_URL": "localhost"}, ["REELSMITH_REDIS_URL: this is no URL of a Redis"]),
+    ({"DATABASE_URL": "mysql://h/d"}, ["REELSMITH_DATABASE_URL: 'mysql' is not supported"]),
+    ({"DATABASE_URL": "postgresql://127.0.0.1:1/x"}, ["REELSMITH_DATABASE_URL: connection"]),
+    ({"DATA_DIR": __file__}, [f"{__file__}: File exists"]),
+    ({"PORT": "0", "RETENTION_S": "30d"}, ["REELSMITH_PORT: ", "REELSMITH_RETENTION_S: "]),
+]
+
+
+@pytest.mark.parametrize(("given", "begins"), LINES, ids=lambda value: str(value)[:40])
+def test_a_line_for_each_at_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: dict[str, str], begins: list[str]
+) -> None:
+    monkeypatch.setenv("REELSMITH_DATA_DIR", str(tmp_path))
+    for name, value in given.items():
+        monkeypatch.setenv(f"REELSMITH_{name}", value)
+    done = CliRunner().invoke(main, ["serve"])
+    assert done.exit_code in (2, 3), done.output
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(begins), done.stderr
+    for line, begin in zip(lines, begins, strict=True):
+        assert line.startswith(begin)
+
+
+@pytest.mark.parametrize("revision", ["9999", "nonsense"])
+def test_no_such_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, revision: str) -> None:
+    monkeypatch.setenv("REELSMITH_DATA_DIR", str(tmp_path / "new"))
+    assert CliRunner().invoke(main, ["migrate"]).exit_code == 0
+    done = CliRunner().invoke(main, ["migrate", "--to", revision])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("the database can't be migrated: ")
+
+
+def test_a_worker_says_it_in_a_line(tmp_path: Path) -> None:
+    env = os.environ | {"REELSMITH_DATA_DIR": str(tmp_path), "REELSMITH_PORT": "abc"}
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "workers.celery_app", "worker"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("REELSMITH_PORT: Input should be")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_refusal_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +164,11 @@ def test_others_than_one_user(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]"])
 def test_loopback(host: str) -> None:
     assert is_loopback(host)
+
+
+def test_every_setting_is_on_its_page() -> None:
+    """docs/settings.md: one row for each, or for a few that go together."""
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    first_cells = " ".join(line.split("|")[1] for line in page.splitlines() if line[:1] == "|")
+    named = {name.lower() for name in re.findall(r"`([A-Z0-9_]+)`", first_cells)}
+    assert named == set(Settings.model_fields)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+import structlog
 
 from app.db.models import Stage
 from app.requests.lifecycle import Claim, LeaseLost, RenewResult
@@ -36,6 +37,21 @@ def test_renews_until_left() -> None:
     count = len(renewals)
     time.sleep(0.1)
     assert len(renewals) == count
+
+
+def test_its_thread_logs_as_the_attempt() -> None:
+    seen: list[dict[str, object]] = []
+
+    def renew() -> RenewResult:
+        seen.append(structlog.contextvars.get_contextvars())
+        return RenewResult(cancel_requested=False)
+
+    with (
+        structlog.contextvars.bound_contextvars(request_id="r", attempt=2),
+        LeaseKeeper(renew, lease_s=10, heartbeat_s=0.02),
+    ):
+        assert eventually(lambda: bool(seen))
+    assert seen[0] == {"request_id": "r", "attempt": 2}
 
 
 def test_cancel_flag_is_passed_on() -> None:

@@ -137,6 +137,48 @@ def test_refused_before_anything_is_sent(
     assert served.storage.list_keys("uploads") == served.storage.list_keys("parts") == []
 
 
+def test_a_folder_that_cant_be_written_is_refused_before_a_training(
+    served: Served, command: Command, clips: Path
+) -> None:
+    # Root may write wherever there is a folder, so there is a file in its place.
+    (clips.parent / "file").write_text("")
+    done = command("submit", "t2v", clips, "--download", clips.parent / "file" / "out")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "can't be written" in done.stderr
+    assert newest(served.database) is None
+
+
+def test_the_same_command_again_starts_no_second_training(
+    served: Served, command: Command, clips: Path
+) -> None:
+    out = clips.parent / "out"
+    out.mkdir()
+    (out / "request.json").write_text('{"request_id": "the-first"}')
+    done = command("submit", "t2v", clips, "--download", out)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"reelsmith result the-first --download {out}" in done.stderr
+    assert newest(served.database) is None
+
+
+def test_a_field_that_the_mode_does_not_have(served: Served, command: Command, clips: Path) -> None:
+    done = command("submit", "t2v", clips, "--no-wait", "-F", "number_of_step=100")
+    assert done.exit_code == 0, "fal takes it too"
+    assert "warning: t2v has no field 'number_of_step'; it changes nothing" in done.stderr
+
+
+@pytest.mark.parametrize("id", ["", " "])
+def test_an_empty_id(command: Command, id: str) -> None:
+    for name in ("status", "logs", "result", "cancel", "save"):
+        done = command(name, id)
+        assert (done.exit_code, done.stderr) == (2, "the id of the request is empty\n"), name
+
+
+def test_a_priority_that_is_none(command: Command, clips: Path) -> None:
+    done = command("submit", "t2v", clips, "--no-wait", "--priority", "urgent")
+    assert done.exit_code == 2
+    assert "normal" in done.stderr
+
+
 def test_a_request_from_its_end(served: Served, command: Command, tmp_path: Path) -> None:
     request_id = submit(served.database)
     held = served.train()
@@ -185,6 +227,8 @@ def test_cancel(served: Served, command: Command) -> None:
     assert command("cancel", request_id).exit_code == 0
     assert row(served.database, request_id).error_type == "client_cancelled"
     assert command("result", request_id).exit_code == 1
+    listed = command("requests").stdout
+    assert listed.splitlines()[0].endswith("  cancelled"), listed
 
 
 @pytest.mark.parametrize("wish", ["save", "sample"])
