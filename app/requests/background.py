@@ -120,7 +120,9 @@ class Sweeper:
         self._staging = staging
         self._retention = Retention(database, storage, retention_s)
         self._prepared = False
-        self._cleaned: set[str] = set()
+        self._cleaned = (0.0, "")
+        """Time and id of the last one whose rests are gone. Whoever ends later has a later time:
+        they are looked at long after that."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -133,10 +135,7 @@ class Sweeper:
         if not self._prepared:
             await asyncio.to_thread(self._storage.prepare)
             self._prepared = True
-        for prefix, body in await self._database.read(repository.ended_lately, ENDED_BEFORE_S):
-            if prefix not in self._cleaned:
-                await asyncio.to_thread(clean_up, self._storage, prefix, body)
-                self._cleaned.add(prefix)
+        await self._clean_up_ended()
         writes = await asyncio.to_thread(self._storage.sweep, ABANDONED_AFTER_S)
         uploads = await asyncio.to_thread(sweep_parts, self._storage)
         staged = await asyncio.to_thread(sweep_staged, self._staging, ABANDONED_AFTER_S)
@@ -146,6 +145,16 @@ class Sweeper:
         if expired:
             log.info("sweeper.expired", **vars(expired))
         return True
+
+    async def _clean_up_ended(self) -> None:
+        while ended := await self._database.read(
+            repository.ended_lately, ENDED_BEFORE_S, self._cleaned
+        ):
+            for one in ended:
+                await asyncio.to_thread(
+                    clean_up, self._storage, one.storage_prefix, one.result_body
+                )
+                self._cleaned = (one.finished_at, one.id)
 
 
 def clean_up(storage: Storage, prefix: str, body: Mapping[str, Any] | None) -> None:

@@ -4,7 +4,7 @@ import secrets
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Float,
@@ -13,6 +13,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    tuple_,
 )
 from sqlalchemy.orm import Session, defer
 
@@ -155,18 +156,33 @@ def events(session: Session, request_id: str, after: int) -> Sequence[Event]:
     ).all()
 
 
-def ended_lately(session: Session, before_s: float) -> Sequence[tuple[str, dict[str, Any] | None]]:
-    """(storage prefix, result body) of what ended lately, but at least ``before_s`` seconds ago."""
+class Ended(NamedTuple):
+    """A request that has ended, for who removes the rests of it."""
+
+    finished_at: float
+    id: str
+    storage_prefix: str
+    result_body: dict[str, Any] | None
+
+
+def ended_lately(
+    session: Session, before_s: float, after: tuple[float, str] = (0.0, ""), limit: int = 100
+) -> list[Ended]:
+    """The first that ended lately, but at least ``before_s`` seconds ago, and after ``after``: the
+    time and the id of another one."""
     found = session.execute(
-        select(Request.storage_prefix, Request.result_body)
+        select(Request.finished_at, Request.id, Request.storage_prefix, Request.result_body)
         .where(
-            Request.state == State.COMPLETED,
+            Request.finished_at.is_not(None),
+            Request.expired_at.is_(None),
             Request.finished_at < db_now() - before_s,
             Request.finished_at > db_now() - ENDED_LATELY_S,
+            tuple_(Request.finished_at, Request.id) > after,
         )
-        .order_by(Request.finished_at)
+        .order_by(Request.finished_at, Request.id)
+        .limit(limit)
     )
-    return [(prefix, body) for prefix, body in found]
+    return [Ended(*row) for row in found]
 
 
 def _positions(session: Session, ids: Sequence[str]) -> dict[str, int]:

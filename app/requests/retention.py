@@ -26,6 +26,8 @@ from app.storage.errors import StorageError, StorageUnavailable
 
 BATCH: Final = 100
 """Rows per look at a table."""
+READ_AT_ONCE: Final = 1000
+"""Rows in memory, where all have to be seen."""
 UNFINISHED_AFTER_S: Final = 24 * 3600.0
 """An upload that is not whole by then never will be: its URL has ended."""
 UNCLAIMED_FOR_S: Final = 3600.0
@@ -234,9 +236,11 @@ def claimed_folders(session: Session) -> set[str]:
     """Folders below `SHARED` that unexpired requests were prepared to: ``key`` of a dataset or a
     source, ``key`` and ``link`` of each of its ``loras``."""
     found = session.scalars(
-        select(Request.prepared).where(Request.prepared.is_not(None), Request.expired_at.is_(None))
+        select(Request.prepared)
+        .where(Request.prepared.is_not(None), Request.expired_at.is_(None))
+        .execution_options(yield_per=READ_AT_ONCE)
     )
-    claims = [claim for one in found if one for claim in (one, *one.get("loras", ()))]
+    claims = (claim for one in found if one for claim in (one, *one.get("loras", ())))
     return {claim[name] for claim in claims for name in ("key", "link") if claim.get(name)}
 
 
@@ -251,7 +255,11 @@ def _is_due(retention_s: float) -> ColumnElement[bool]:
 
 
 def _uploads_in_use(session: Session) -> set[str]:
-    inputs = session.scalars(select(Request.input).where(Request.state != State.COMPLETED))
+    inputs = session.scalars(
+        select(Request.input)
+        .where(Request.state != State.COMPLETED)
+        .execution_options(yield_per=READ_AT_ONCE)
+    )
     return _uploads_in(text for input in inputs for text in _texts(input))
 
 

@@ -6,10 +6,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy import select
+
+from app.clock import db_now
 from app.db.engine import AsyncDatabase, Database
-from app.db.models import Request, Stage
+from app.db.models import Request, Stage, State
 from app.requests import lifecycle
 from app.requests.background import ABANDONED_AFTER_S, ENDED_BEFORE_S, Sweeper
+from app.requests.repository import ended_lately
 from app.storage.base import Storage
 from app.storage.receiving import sweep_staged
 from tests.app.conftest import put, submit
@@ -52,6 +56,26 @@ def test_outputs_of_lost_attempts_and_checkpoints_go(
     put(database, request_id, finished_at=Request.finished_at - ENDED_BEFORE_S - 1)
     sweep(database_url, storage, tmp_path / "staging")
     assert storage.list_keys(prefix) == sorted(kept)
+
+
+def test_each_that_has_ended_is_looked_at_once(database: Database) -> None:
+    """In any number of looks, and where many ended in one moment."""
+    ids = [submit(database) for _ in range(7)]
+    with database.read() as session:
+        now = session.scalar(select(db_now()))
+    assert now is not None
+    for number, request_id in enumerate(ids):
+        ended = now - ENDED_BEFORE_S - 10 + number // 5
+        put(database, request_id, finished_at=ended, state=State.COMPLETED)
+    put(database, submit(database), finished_at=now, state=State.COMPLETED)  # too lately
+    seen: list[str] = []
+    after = (0.0, "")
+    with database.read() as session:
+        while found := ended_lately(session, ENDED_BEFORE_S, after, limit=2):
+            assert len(found) <= 2
+            seen += [one.id for one in found]
+            after = (found[-1].finished_at, found[-1].id)
+    assert seen == sorted(ids[:5]) + sorted(ids[5:])
 
 
 def test_bodies_that_a_dead_gateway_was_receiving_go(tmp_path: Path) -> None:
