@@ -448,6 +448,8 @@ def _failure(error: Exception, step: int) -> Result:
 
 
 def fingerprint_of(spec: TrainingSpec, dataset: Dataset, base: BaseModel) -> str:
-    """What a checkpoint belongs to. A resume with any of it changed is refused."""
-    parts = (spec.model_dump_json(), dataset.hash, base.fingerprint)
+    """What a checkpoint belongs to. A resume with any of it changed is refused. The sampling steps
+    of previews are an operator's setting, which may change between two attempts of a training."""
+    told = spec.model_dump_json(exclude={"validation": {"num_inference_steps"}})
+    parts = (told, dataset.hash, base.fingerprint)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -20,7 +20,14 @@ from safetensors import safe_open
 
 from preprocessing.events import EventLog
 from preprocessing.manifest import Manifest
-from tests.trainer.jobs import make_dataset, make_job, make_spec, read_events, stages
+from tests.trainer.jobs import (
+    make_dataset,
+    make_job,
+    make_spec,
+    make_validation_spec,
+    read_events,
+    stages,
+)
 from trainer import cadence
 from trainer.adapter import adapter_state
 from trainer.job import Control, JobDir, Result
@@ -217,6 +224,19 @@ def test_a_damaged_checkpoint_costs_steps_only(
     assert run_job(directory.root, models).status == "completed"
     messages = [event for event in read_events(directory) if event["kind"] == "log"]
     assert any("damaged" in event["message"] for event in messages)
+    assert same_training(directory, uninterrupted)
+
+
+def test_previews_of_other_sampling_steps_are_no_other_training(
+    tmp_path: Path, silent_dataset: Path, cache: Path, uninterrupted: JobDir, models: ModelCache
+) -> None:
+    """An operator's setting: the service may have been started anew with another one."""
+    first = min(uninterrupted.checkpoints.iterdir())
+    spec = make_spec(num_steps=NUM_STEPS, validation=make_validation_spec(num_inference_steps=3))
+    directory = make_job(
+        tmp_path / "job", silent_dataset, cache, spec=spec, resume_from=first.resolve()
+    )
+    assert run_job(directory.root, models).status == "completed"
     assert same_training(directory, uninterrupted)
 
 
