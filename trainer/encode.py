@@ -6,6 +6,7 @@ What is found in the cache (`trainer/cache.py`) is not encoded again.
 import gc
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,8 +25,11 @@ from trainer.latents import (
     pack_video,
 )
 from trainer.model import BaseModel
-from trainer.text import TextEncoder
+from trainer.text import MAX_TOKENS, TextEncoder
 from trainer.tiling import MAX_PIXELS, WARM_UP, Frames, encode_pieces
+
+_SHOWN_CHARS: Final = 60
+"""Of a prompt, in a line of log."""
 
 
 def encode_all(
@@ -132,6 +136,12 @@ def _encode_prompts(
     with events.stage("encode_text"):
         for done, prompt in enumerate(missing, start=1):
             between()
+            if (num_tokens := encoder.num_tokens(prompt)) > MAX_TOKENS:
+                events.log(
+                    f"A caption or prompt of {num_tokens} tokens is cut to {MAX_TOKENS}; "
+                    f"it begins with {prompt[:_SHOWN_CHARS]!r}",
+                    level="WARN",
+                )
             (context,) = encoder.encode([prompt])
             tensors = {"video": context.video, "audio": context.audio}
             save_whole(cache.context_path(prompt), tensors)

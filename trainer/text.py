@@ -39,6 +39,10 @@ class TextEncoder:
         depend on the others (a batched matrix product rounds differently)."""
         return [self._encode_one(prompt) for prompt in prompts]
 
+    def num_tokens(self, prompt: str) -> int:
+        """Of the whole of it; what comes after the first `MAX_TOKENS` has no effect."""
+        return len(self.tokenizer(prompt.strip()).input_ids)
+
     @torch.no_grad()
     def _encode_one(self, prompt: str) -> PromptContext:
         tokens = self.tokenizer(

@@ -17,6 +17,7 @@ from trainer.encode import encode_all, scaled_pixels
 from trainer.footage import Dataset
 from trainer.latents import VideoGeometry, unnormalise_video, unpack_video
 from trainer.model import BaseModel
+from trainer.text import MAX_TOKENS
 
 
 def encode(folder: Path, base: BaseModel, cache: Path, prompts: tuple[str, ...] = ()) -> list[str]:
@@ -47,6 +48,17 @@ def test_nothing_is_encoded_twice(tiny: BaseModel, tmp_path: Path) -> None:
     again = make_dataset(tmp_path / "same clips", with_audio=True, caption="other {}".format)
     assert encode(again, tiny, cache) == ["encode_text"]
     assert not list(cache.rglob("*.part"))
+
+
+def test_a_prompt_that_is_cut_is_told(tiny: BaseModel, tmp_path: Path) -> None:
+    """Tokens of the tiny model are bytes."""
+    folder, cache = make_dataset(tmp_path / "dataset"), tmp_path / "cache"
+    whole, cut = "a" * (MAX_TOKENS - 1), "b" * MAX_TOKENS  # a token begins each
+    encode(folder, tiny, cache, (whole, cut))
+    lines = map(json.loads, (cache / "events.jsonl").read_text().splitlines())
+    (warning,) = [line["message"] for line in lines if line["kind"] == "log"]
+    assert warning.startswith(f"A caption or prompt of {MAX_TOKENS + 1} tokens is cut to")
+    assert warning.endswith(f"begins with {'b' * 60!r}")
 
 
 @pytest.mark.parametrize("change", ["pictures", "sound", "rate", "model"])
