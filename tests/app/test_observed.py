@@ -1,5 +1,6 @@
 """`/metrics`, `/healthz` and `/readyz`: what they say, to whom, and within what time."""
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -112,8 +113,12 @@ def _drop_the_version(gateway: Gateway) -> None:
 
 def _break_the_store(gateway: Gateway) -> None:
     incoming = gateway.settings.data_dir / "storage" / "incoming"
-    shutil.rmtree(incoming)
-    incoming.write_text("no folder")
+    broken = False
+    while not broken:
+        shutil.rmtree(incoming)
+        with contextlib.suppress(IsADirectoryError):  # its sweeper has just made it again
+            incoming.write_text("no folder")
+            broken = True
 
 
 @pytest.mark.parametrize(
