@@ -6,12 +6,14 @@ or reordering them changes nothing: the database decides what runs (`app/request
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -19,8 +21,8 @@ import kombu.transport
 from celery import Celery
 from kombu import Queue
 
-from app.orphans import end_with_parent
 from app.requests.outbox import TASKS
+from preprocessing.lifetime import die_with_parent
 
 VISIBILITY_TIMEOUT_S: Final = 7 * 24 * 3600
 """Longer than any training: Redis hands a message out again after this, ended or not. Correctness
@@ -198,7 +200,7 @@ def _private_redis(
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "REELSMITH_DATA_DIR": str(data_dir.resolve())},
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=partial(die_with_parent, os.getpid(), signal.SIGTERM),
             )
 
     process = start()

@@ -13,13 +13,11 @@ from sqlalchemy.exc import DBAPIError
 from typer.core import TyperGroup
 
 from app.client import commands
+from app.client.errors import ClientError, Refused, Unreachable
 from app.keys.commands import keys
 from app.keys.opening import NoKey, require_key_at_start
 from app.settings import Settings, problems_of
 from app.webhooks.commands import webhooks
-
-USAGE, UNREACHABLE = 2, 3
-"""Exit codes, as docs/cli.md has them."""
 
 
 class _Lines(TyperGroup):
@@ -31,26 +29,26 @@ class _Lines(TyperGroup):
         except ValidationError as error:
             if error.title != Settings.__name__:
                 raise
-            _end(USAGE, *problems_of(error))
+            _end(Refused, *problems_of(error))
         except DBAPIError as error:
             said = str(error.orig).strip().splitlines()
-            _end(UNREACHABLE, f"REELSMITH_DATABASE_URL: {'; '.join(map(str.strip, said))}")
+            _end(Unreachable, f"REELSMITH_DATABASE_URL: {'; '.join(map(str.strip, said))}")
         except CommandError as error:
-            _end(USAGE, f"the database can't be migrated: {error}")
+            _end(Refused, f"the database can't be migrated: {error}")
         except ssl.SSLError as error:
             why = "no certificate with its key, in PEM and without a passphrase"
-            _end(USAGE, f"REELSMITH_TLS_CERT, REELSMITH_TLS_KEY: {why} ({error.reason})")
+            _end(Refused, f"REELSMITH_TLS_CERT, REELSMITH_TLS_KEY: {why} ({error.reason})")
         except OSError as error:
             # EPIPE is typer's: the reader of a pipe has gone.
             if error.errno == errno.EPIPE or not (error.filename or error.errno == errno.ENOSPC):
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            _end(USAGE, f"{where}{error.strerror}")
+            _end(Refused, f"{where}{error.strerror}")
 
 
-def _end(code: int, *lines: str) -> NoReturn:
+def _end(kind: type[ClientError], *lines: str) -> NoReturn:
     typer.echo("\n".join(lines), err=True)
-    raise typer.Exit(code) from None
+    raise typer.Exit(kind.exit_code) from None
 
 
 main = typer.Typer(

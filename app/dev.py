@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -21,8 +22,8 @@ import httpx
 from kombu import Connection
 
 from app.broker import EmbeddedBroker, make_celery, start_embedded
-from app.orphans import end_with_parent
 from app.settings import Settings
+from preprocessing.lifetime import die_with_parent
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
@@ -155,7 +156,7 @@ class Service:
             Child("gpu worker", worker_command("gpu"), logs / "worker-gpu.log"),
         ]
         for child in self.children:
-            child.before_exec = end_with_parent
+            child.before_exec = partial(die_with_parent, os.getpid(), signal.SIGTERM)
         if settings.metrics_port is not None:  # one for each: the next two ports are the workers'
             for number, child in enumerate(self.children):
                 port = str(settings.metrics_port + number)
