@@ -1,4 +1,5 @@
-"""The service knows five modules of data of the libraries, and where tests may end a process."""
+"""The service knows five modules of data of the libraries, and two of processes: where tests may
+end one, and how one ends with its parent."""
 
 import ast
 from pathlib import Path
@@ -12,7 +13,8 @@ DATA = {
     "trainer.plan",
     "trainer.spec",
 }
-ALLOWED = DATA | {"preprocessing.failpoints"}
+PROCESSES = {"preprocessing.failpoints", "preprocessing.lifetime"}
+ALLOWED = DATA | PROCESSES
 LIBRARIES = ("preprocessing", "trainer", "workers")
 
 
