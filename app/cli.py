@@ -66,10 +66,15 @@ main.add_typer(webhooks)
 def up() -> None:
     """Start broker, gateway and workers on this machine; Ctrl-C stops them."""
     from app.dev import NotStarted, running
+    from app.machine import unfit
 
-    _require_key(Settings())
+    settings = Settings()
+    _require_key(settings)
+    if lacking := unfit(settings):
+        typer.echo(f"{lacking.name}: {lacking.says}\n-> {lacking.advice}", err=True)
+        raise typer.Exit(1)
     try:
-        with running(Settings()) as service:
+        with running(settings) as service:
             typer.echo("Ctrl-C stops it.")
             try:
                 while True:

@@ -171,10 +171,7 @@ def _attempt(runtime: Runtime, claim: Claim, work: Work) -> None:
             log.info("attempt.cancelled")
         except Released:
             forward.feed((), at_once=True)
-            reason = "the worker is being stopped"
-            attempt.write(lambda session: lifecycle.release(session, claim, reason))
-            ended("released")
-            log.info("attempt.released")
+            _release(attempt, "the worker is being stopped", "released")
         except PreparedGone:
             forward.feed((), at_once=True)
             attempt.write(lambda session: lifecycle.prepare_again(session, claim))
@@ -189,8 +186,19 @@ def _attempt(runtime: Runtime, claim: Claim, work: Work) -> None:
             _fail(attempt, unforeseen(error))
 
 
+def _release(attempt: Attempt, reason: str, outcome: str) -> None:
+    attempt.write(lambda session: lifecycle.release(session, attempt.claim, reason))
+    _ended(attempt.claim, outcome)
+    log.info("attempt.released", reason=reason)
+
+
 def _fail(attempt: Attempt, failure: Failure) -> None:
     attempt.forward.feed((), at_once=True)
+    on_gpu = attempt.claim.stage is Stage.TRAIN
+    if on_gpu and failure.retryable and not attempt.runtime.fitness.look():
+        # Not the request's fault, and no attempt of it: the same would happen to every one.
+        _release(attempt, "this worker's model or GPU is away", "unfit")
+        return
     state = attempt.write(
         lambda session: lifecycle.fail(
             session,

@@ -5,6 +5,7 @@ checkpoint and give its request back, which takes seconds, and then the worker e
 """
 
 import logging
+import threading
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
@@ -14,8 +15,9 @@ from pydantic import ValidationError
 
 from app.broker import make_celery
 from app.db.engine import Database
+from app.db.models import Stage
 from app.logging import configure
-from app.requests.outbox import TASKS
+from app.requests.outbox import QUEUES, TASKS
 from app.settings import Settings, problems_of
 from workers import exposed
 from workers.presence import announce
@@ -59,8 +61,12 @@ def _serve_metrics(**_: Any) -> None:
 
 @signals.worker_process_init.connect
 def _announce(**_: Any) -> None:
-    queues = ",".join(sorted(celery.amqp.queues.consume_from))
-    announce(Database(settings.database_url), runtime().worker, queues[:16])
+    queues = sorted(celery.amqp.queues.consume_from)
+    fitness = runtime().fitness if QUEUES[Stage.TRAIN] in queues else None
+    if fitness is not None:  # now, and not when somebody waits for the first training
+        threading.Thread(target=fitness.look, name="fitness", daemon=True).start()
+    name = runtime().worker
+    announce(Database(settings.database_url), name, ",".join(queues)[:16], fitness)
 
 
 @signals.worker_process_shutdown.connect
@@ -86,7 +92,10 @@ def prepare() -> None:
 @celery.task(name=TASKS["gpu"])
 def train() -> None:
     """Train or generate the next request, if one is prepared."""
-    work_next(_willing_runtime())
+    willing = _willing_runtime()
+    if not willing.fitness.wait(willing.stopping):
+        raise Reject("this worker's machine can't work", requeue=True)
+    work_next(willing)
 
 
 def _willing_runtime() -> Runtime:

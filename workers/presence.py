@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.clock import db_now
 from app.db.engine import Database
 from app.db.models import Worker
+from workers.fitness import Fitness
 
 log = structlog.get_logger()
 
@@ -26,19 +27,21 @@ GPU_QUERY: Final = "name,memory.total,memory.used,utilization.gpu"
 MIB: Final = 1 << 20
 
 
-def announce(database: Database, name: str, queue: str) -> None:
+def announce(database: Database, name: str, queue: str, fitness: Fitness | None = None) -> None:
     """Say it every `EVERY_S` seconds, from a thread that ends with the process."""
     thread = threading.Thread(
-        target=_run, args=(database, name, queue), name="presence", daemon=True
+        target=_run, args=(database, name, queue, fitness), name="presence", daemon=True
     )
     thread.start()
 
 
-def _run(database: Database, name: str, queue: str) -> None:
+def _run(database: Database, name: str, queue: str, fitness: Fitness | None) -> None:
     pause = threading.Event()
     while True:
         try:
             facts = device_facts(queue)
+            if fitness is not None:
+                facts["lacks"] = fitness.lacks
             with database.write() as session:
                 say(session, name, queue, facts)
         except (SQLAlchemyError, OSError) as error:

@@ -15,6 +15,7 @@ from app.requests.outbox import publish_pending
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from workers.children import TrainerProcess
+from workers.fitness import Fitness
 from workers.lease import LeaseKeeper
 
 
@@ -42,6 +43,11 @@ class Runtime:
         return Waker(
             make_celery(redis.get_secret_value() if redis else None, self.settings.data_dir)
         )
+
+    @cached_property
+    def fitness(self) -> Fitness:
+        """For work on the GPU."""
+        return Fitness(self.settings)
 
     @property
     def work_root(self) -> Path:

@@ -1,25 +1,22 @@
 """`reelsmith doctor`: is everything here that a service or its user needs?
 
 Every check looks by itself and changes nothing that stays. It works without torch, without media
-libraries and without a running service; what is heavy is tried in a process of its own, because a
-broken driver can end the process that asks.
+libraries and without a running service. What a worker's machine needs is looked at by
+`app.machine`, which the workers ask as well.
 """
 
 import contextlib
 import email.utils
 import importlib.metadata
-import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -29,11 +26,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.client.errors import ClientError, Refused
 from app.client.service import Service
 from app.client.text import clean, size
+from app.machine import Finding, State, media, model, torch
 from app.settings import Settings, is_loopback, problems_of
 from preprocessing.failpoints import FILE as FAILPOINTS
 
-PROBE_TIMEOUT_S: Final = 180.0
-"""Importing torch from a cold, slow disk takes a minute."""
 LEAST_FREE_BYTES: Final = 2 * 10**9
 GOOD_FREE_BYTES: Final = 50 * 10**9
 """A prepared dataset of 100 samples takes 16 GB, checkpoints and the model's cache as much."""
@@ -45,25 +41,6 @@ OVERDUE_S: Final = 60.0
 IDLE_S: Final = 300.0
 """Waiting for so long while nothing runs: nobody works."""
 NEWEST_PYTHON: Final = (3, 13)
-WORKER_INSTALL: Final = "pip install 'reelsmith[worker]'"
-COMPONENTS: Final = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-"""Some of what every folder in diffusers layout of this model has."""
-
-State = Literal["ok", "warn", "fail"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line: what was looked at, what is so, and what to do about it."""
-
-    state: State
-    name: str
-    says: str
-    advice: str = ""
-
-    def line(self) -> str:
-        advice = f"\n{'':6}{'':15}-> {self.advice}" if self.advice else ""
-        return f"{self.state:<6}{self.name:<15}{clean(self.says)}{advice}"
 
 
 def run(url: str, key: str | None, *, expected: bool) -> int:
@@ -71,10 +48,15 @@ def run(url: str, key: str | None, *, expected: bool) -> int:
     service, so that it must answer."""
     failed = False
     for finding in findings(url, key, expected=expected):
-        sys.stdout.write(finding.line() + "\n")
+        sys.stdout.write(line(finding) + "\n")
         sys.stdout.flush()
         failed |= finding.state == "fail"
     return int(failed)
+
+
+def line(finding: Finding) -> str:
+    advice = f"\n{'':6}{'':15}-> {finding.advice}" if finding.advice else ""
+    return f"{finding.state:<6}{finding.name:<15}{clean(finding.says)}{advice}"
 
 
 def findings(url: str, key: str | None, *, expected: bool) -> Iterator[Finding]:
@@ -127,58 +109,6 @@ def libraries() -> Iterator[Finding]:
         own = importlib.metadata.version("reelsmith")
         shown = [one for one in found if one.split()[0] in ("fastapi", "sqlalchemy", "celery")]
         yield Finding("ok", "libraries", f"reelsmith {own}, {', '.join(shown)}")
-
-
-def torch() -> Iterator[Finding]:
-    """torch, and the GPU as torch sees it."""
-    found = _probe(
-        "import json, torch\n"
-        "c = torch.cuda\n"
-        "n = c.device_count() if c.is_available() else 0\n"
-        "gpus = [[c.get_device_name(i), c.get_device_properties(i).total_memory,"
-        " c.get_device_capability(i)[0]] for i in range(n)]\n"
-        "x = [float(torch.ones(8, device=f'cuda:{i}').sum()) for i in range(n)]\n"
-        "print(json.dumps([torch.__version__, torch.version.cuda, gpus]))"
-    )
-    if found.missing:
-        yield Finding("warn", "torch", "not installed: no training here", WORKER_INSTALL)
-        return
-    if found.answer is None:
-        yield Finding("fail", "torch", found.error, "Install torch and the driver anew.")
-        return
-    version, cuda, gpus = found.answer
-    yield Finding("ok", "torch", f"{version}, {f'CUDA {cuda}' if cuda else 'built without CUDA'}")
-    if not gpus:
-        why = "a driver is missing or too old" if cuda else "this torch is a CPU build"
-        advice = "`nvidia-smi` shows what the driver sees." if cuda else "Enough for tiny."
-        yield Finding("warn", "gpu", f"none: {why}", advice)
-    for name, memory, capability in gpus:
-        if capability < 8:
-            yield Finding("warn", "gpu", f"{name} has no bf16", "Use Ampere or newer.")
-        else:
-            yield Finding("ok", "gpu", f"{name}, {size(memory)}")
-
-
-def media() -> Finding:
-    """FFmpeg's libraries as PyAV brings them, with the codecs that previews need."""
-    found = _probe(
-        "import json, av\n"
-        "lacks = []\n"
-        "for name, mode in (('libx264', 'w'), ('aac', 'w'), ('h264', 'r'), ('vp9', 'r')):\n"
-        "    try: av.codec.Codec(name, mode)\n"
-        "    except Exception: lacks.append(name)\n"
-        "v = {k: '.'.join(map(str, n)) for k, n in av.library_versions.items()}\n"
-        "print(json.dumps([av.__version__, v, lacks]))"
-    )
-    if found.missing:
-        return Finding("warn", "ffmpeg", "av is not installed: no preparation here", WORKER_INSTALL)
-    if found.answer is None:
-        return Finding("fail", "ffmpeg", found.error, f"Install av anew: {WORKER_INSTALL}")
-    version, parts, lacks = found.answer
-    if lacks:
-        advice = "Install av from its wheel, which has them."
-        return Finding("fail", "ffmpeg", f"av {version} lacks {', '.join(lacks)}", advice)
-    return Finding("ok", "ffmpeg", f"av {version}, libavcodec {parts.get('libavcodec')}")
 
 
 def failpoints() -> Iterator[Finding]:
@@ -341,70 +271,6 @@ def storage(settings: Settings) -> Finding:
     return Finding("ok", "storage", f"bucket {settings.s3_bucket}: written, read and removed")
 
 
-def model(settings: Settings) -> Finding:
-    name = settings.model
-    if name == "tiny":
-        return Finding("ok", "model", "tiny: everything works, its pictures are noise")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _model_folder(folder)
-    if folder.suffix == ".safetensors" and folder.is_file():
-        return _model_file(folder, settings.text_encoder)
-    if not re.fullmatch(r"[A-Za-z0-9_-][\w.-]*/[\w.-]+", name):
-        advice = "Set REELSMITH_MODEL to a folder, a hub id or tiny."
-        return Finding("fail", "model", f"{name} is no folder here and no hub id", advice)
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    cached = hub / f"models--{name.replace('/', '--')}" / "snapshots"
-    for snapshot in sorted(cached.glob("*")):
-        if (snapshot / "transformer").is_dir():
-            return _model_folder(snapshot)
-    says = f"{name} is not in {hub}: the first training downloads it"
-    return Finding("warn", "model", says, f"Download it now: `hf download {name}`.")
-
-
-def _model_file(file: Path, text_encoder: Path | None) -> Finding:
-    """The official single file, to which the text encoder must be named."""
-    if text_encoder is None or not text_encoder.is_dir():
-        advice = "Set REELSMITH_TEXT_ENCODER to a folder with Gemma 3 and its tokenizer."
-        return Finding("fail", "model", f"{file.name} holds no text encoder", advice)
-    says = f"{file.name}: the first training converts it, once; that takes as much disk again"
-    return Finding("ok", "model", says)
-
-
-def _model_folder(folder: Path) -> Finding:
-    """It is LTX-2.3 in diffusers layout, with every weight file its indexes name."""
-    advice = "Download the model again, such as diffusers/LTX-2.3-Diffusers."
-    lacks = [part for part in COMPONENTS if not (folder / part).is_dir()]
-    if not (folder / "model_index.json").is_file() or lacks:
-        says = f"{folder} lacks {', '.join(lacks) or 'model_index.json'}"
-        return Finding("fail", "model", f"{says}: it is not in diffusers layout", advice)
-    for index in sorted(folder.glob("*/*.index.json")):
-        try:
-            files = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
-            return Finding("fail", "model", f"{index} can't be read", advice)
-        if gone := sorted(name for name in files if not (index.parent / name).is_file()):
-            return Finding("fail", "model", f"{index.parent} lacks {gone[0]}", advice)
-    if not any((folder / "transformer").glob("*.safetensors")):
-        return Finding("fail", "model", f"{folder / 'transformer'} has no weights", advice)
-    # Which LTX it is, is for the trainer to say: there is one place that knows.
-    found = _probe(
-        "import json, sys\nfrom pathlib import Path\n"
-        "from trainer.errors import ModelError\nfrom trainer.model import BaseModel\n"
-        "try: answer = BaseModel.open(sys.argv[1], Path('.'), 'cpu').version_info\n"
-        "except ModelError as error: answer = {'refused': str(error)}\n"
-        "print(json.dumps(answer))",
-        str(folder),
-    )
-    if found.answer is None:
-        says = f"{folder} is whole; that it is LTX-2.3 was not checked ({found.error})"
-        return Finding("warn", "model", says, WORKER_INSTALL if found.missing else "")
-    if isinstance(found.answer, dict):
-        return Finding("fail", "model", found.answer["refused"])
-    return Finding("ok", "model", f"{found.answer}")
-
-
 def service(url: str, key: str | None, *, expected: bool) -> Iterator[Finding]:
     """The gateway answers, takes the key, and has our time."""
     try:
@@ -438,35 +304,6 @@ def _gateway(asked: Service, key: str | None) -> Iterator[Finding]:
         yield Finding("fail", "key", error.lines[0], "Set REELSMITH_KEY, FAL_KEY or --key-file.")
     else:
         yield Finding("ok", "key", "accepted" if key else "none is needed")
-
-
-@dataclass(frozen=True)
-class _Probed:
-    answer: Any
-    error: str = ""
-    missing: bool = False
-    """A module is not installed."""
-
-
-def _probe(code: str, *args: str) -> _Probed:
-    """Run ``code`` in a Python of its own; its last line of stdout is JSON."""
-    command = [sys.executable, "-W", "ignore", "-c", code, *args]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROBE_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return _Probed(None, f"did not load within {PROBE_TIMEOUT_S:.0f} s")
-    lines = done.stderr.strip().splitlines()
-    if done.returncode == 0:
-        return _Probed(json.loads(done.stdout.strip().splitlines()[-1]))
-    last = lines[-1] if lines else f"ended with {done.returncode}"
-    return _Probed(None, last, missing=last.startswith("ModuleNotFoundError"))
 
 
 def _existing(folder: Path) -> Path:

@@ -325,4 +325,4 @@ class Worker(Base):
     seen_at: Mapped[float] = mapped_column(Float, default=db_now())
     facts: Mapped[dict[str, Any]] = mapped_column(CleanJSON, default=dict)
     """What is known of ``device``, ``memory_total_bytes``, ``memory_used_bytes``,
-    ``load_percent``."""
+    ``load_percent``, and what its machine ``lacks``."""

@@ -41,6 +41,9 @@ class WorkerShown(BaseModel):
     memory_total_bytes: int | None
     memory_used_bytes: int | None
     load_percent: float | None
+    lacks: str | None = Field(
+        description="`model`, `gpu` or `torch`: why it takes nothing, until that is mended."
+    )
     request_id: str | None = Field(description="What it works on, if that is yours.")
     busy: bool
 
@@ -174,6 +177,7 @@ def _workers(session: Session, owner: str) -> list[WorkerShown]:
                 memory_total_bytes=worker.facts.get("memory_total_bytes"),
                 memory_used_bytes=worker.facts.get("memory_used_bytes"),
                 load_percent=worker.facts.get("load_percent"),
+                lacks=worker.facts.get("lacks"),
                 request_id=work.id if work is not None and work.owner == owner else None,
                 busy=work is not None,
             )

@@ -5,7 +5,7 @@ Counts begin at 0 with each process; a worker's survive its children (`workers/_
 
 from typing import Final
 
-from prometheus_client import Counter, Histogram, disable_created_metrics
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, of no use here
 
@@ -48,4 +48,9 @@ STAGE_TIME: Final = Histogram(
 )
 STEP_TIME: Final = Histogram(
     "reelsmith_step_seconds", "A training step, the mean of each report.", buckets=STEPS_S
+)
+UNFIT: Final = Gauge(
+    "reelsmith_worker_unfit",
+    "1 while a GPU worker takes nothing because its machine lacks model or GPU.",
+    multiprocess_mode="mostrecent",
 )

@@ -143,7 +143,9 @@ def upload(http: httpx.Client, path: Path) -> str:
 
 
 @contextmanager
-def stack(data_dir: Path, broker: Choice = "files", **env: str) -> Iterator[Stack]:
+def stack(
+    data_dir: Path, broker: Choice = "files", model: str = "tiny", **env: str
+) -> Iterator[Stack]:
     """A service in ``data_dir`` for the length of a block; nothing of it survives."""
     port = free_port()
     settings = Settings(
@@ -151,6 +153,7 @@ def stack(data_dir: Path, broker: Choice = "files", **env: str) -> Iterator[Stac
         port=port,
         public_url=f"http://127.0.0.1:{port}",
         broker=broker,
+        model=model,
     )
     service = Service(settings, say=lambda _: None, extra_env={**FAST, **env})
     try:
