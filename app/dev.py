@@ -5,6 +5,7 @@ session, so that stopping ends its own children as well and nothing stays behind
 """
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 import httpx
 from kombu import Connection
@@ -29,6 +31,7 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
 """A worker that trains saves a checkpoint first."""
 RESTART_PAUSE_S = 2.0
+LOCK_FILE = "up.lock"
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -102,6 +105,23 @@ def require_free(host: str, port: int) -> None:
             ) from error
 
 
+def hold(folder: Path) -> IO[str]:
+    """A data folder for one service: two would sweep each other's files and share one Redis.
+
+    The kernel lets go of it when this process ends, however it does. Raises `NotStarted`.
+    """
+    file = (folder / LOCK_FILE).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise NotStarted(
+            f"another service runs in {folder}. Stop it first, or set REELSMITH_DATA_DIR to a "
+            "folder of its own."
+        ) from error
+    return file
+
+
 @dataclass
 class Service:
     """Broker, gateway, one cpu worker and one gpu worker on this machine."""
@@ -114,6 +134,7 @@ class Service:
     """Settings for the children beyond those of ``settings``."""
     env: dict[str, str] = field(default_factory=dict)
     _broker_again_at: float = 0.0
+    _held: IO[str] | None = None
 
     @property
     def url(self) -> str:
@@ -122,6 +143,7 @@ class Service:
     def start(self) -> None:
         settings = self.settings
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self._held = hold(settings.data_dir)
         require_free(settings.host, settings.port)
         try:
             self.broker = start_embedded(
@@ -212,6 +234,8 @@ class Service:
                 child.kill()
         if self.broker is not None:
             self.broker.stop()
+        if self._held is not None:
+            self._held.close()
 
 
 def _only(certificate: Path) -> ssl.SSLContext:

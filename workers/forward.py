@@ -70,6 +70,8 @@ class Forwarder:
             kind, ts = event["kind"], event["ts"]
             data = {k: v for k, v in event.items() if k not in ("v", "ts", "kind", "path")}
             if kind == "log":
+                if data["level"] == "ERROR":
+                    continue  # a refusal, which will be the request's own last line
                 self._logs.append(Log(data["message"], data["level"], ts=ts))
             elif kind == "stage":
                 self.progress(stage=data["name"])

@@ -76,6 +76,7 @@ def make_routes(app: Starlette, settings: Settings, authenticate: Authenticator)
             for change in (console.login, console.logout, console.theme)
         ),
         *(Route(BASE + path, console.page(show), methods=["GET"]) for path, show in pages),
+        Route(f"{BASE}/{{rest:path}}", console.nowhere, methods=["GET"]),
     ]
     return routes
 
@@ -108,8 +109,7 @@ class Console:
                     text=error.message,
                 )
             except HTTPException:
-                text = "There is no such page."
-                return self._render(request, "error.html", 404, status_code=404, text=text)
+                return await self.nowhere(request)
 
         return endpoint
 
@@ -133,6 +133,11 @@ class Console:
     ) -> Response:
         needs_key = getattr(request.state, "needs_key", False)
         return self.pages.render(request, template, status, needs_key=needs_key, **values)
+
+    async def nowhere(self, request: Request) -> Response:
+        """What is below `BASE` and no page."""
+        text = "There is no such page."
+        return self._render(request, "error.html", 404, status_code=404, text=text)
 
     # Who looks
 

@@ -214,6 +214,7 @@ def test_static_files_may_be_kept(gateway: Gateway) -> None:
         ("/console/new/t2v?from=..", 404),
         ("/console/compare?id=..", 404),
         ("/console/compare?id=", 200),
+        ("/console/nowhere/at/all", 404),
         ("/console/requests/0f8fad5b-d9cb-469f-a165-70867728950e", 404),
     ],
 )

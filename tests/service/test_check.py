@@ -45,13 +45,14 @@ def test_a_check_then_its_training(running: Stack, clips: Path) -> None:
 
 def test_what_a_training_refuses(running: Stack, tmp_path: Path) -> None:
     archive = zip_of(tmp_path / "silent.zip", ("a.mp4", real_clip("carphone_pristine.mp4")))
-    answers = [
-        running.wait(running.submit(archive, mode=mode, with_audio=True))
-        for mode in ("t2v/check", "t2v")
-    ]
+    both = [running.submit(archive, mode=mode, with_audio=True) for mode in ("t2v/check", "t2v")]
+    answers = [running.wait(request) for request in both]
     assert [answer.status_code for answer in answers] == [422, 422]
     assert answers[0].json() == answers[1].json()
-    assert answers[0].json()["detail"][0]["loc"] == ["body", "with_audio"]
+    (said,) = answers[0].json()["detail"]
+    assert said["loc"] == ["body", "with_audio"]
+    for request in both:
+        assert running.log(request).count(said["msg"]) == 1
 
 
 def test_validation_clips_are_checked_too(running: Stack, clips: Path, tmp_path: Path) -> None:

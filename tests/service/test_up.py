@@ -71,17 +71,34 @@ def test_nothing_goes_on_alone(tmp_path: Path, number: signal.Signals) -> None:
             time.sleep(0.2)
 
 
+def refused(folder: Path, port: int) -> str:
+    """What the command says instead of starting."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", "up"],
+        env={**os.environ, "REELSMITH_DATA_DIR": str(folder), "REELSMITH_PORT": str(port)},
+        capture_output=True,
+        text=True,
+        timeout=START_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
 def test_a_port_that_is_taken_is_said_in_a_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        done = subprocess.run(
-            [sys.executable, "-m", "app.cli", "up"],
-            env={**os.environ, "REELSMITH_DATA_DIR": str(tmp_path), "REELSMITH_PORT": str(port)},
-            capture_output=True,
-            text=True,
-            timeout=START_LIMIT_S,
-            check=False,
-        )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert f"port {port} of 127.0.0.1 can't be used" in done.stderr
+        assert f"port {port} of 127.0.0.1 can't be used" in refused(tmp_path, port)
+
+
+def test_one_service_for_a_folder(tmp_path: Path) -> None:
+    """A second one is refused while the first lives, and its end, a kill too, makes room."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with up(folder, free_port()) as process:
+        assert f"another service runs in {folder}" in refused(folder, free_port())
+        process.kill()
+        process.wait(END_LIMIT_S)
+    with up(folder, free_port()):
+        pass
