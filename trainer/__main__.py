@@ -84,10 +84,11 @@ def _convert(source: Path, target: Path) -> int:
 def _run(job_dir: Path) -> int:
     with ReleaseOnSigterm(job_dir):
         from trainer.follow import follow_jobs
-        from trainer.model_cache import device_of
+        from trainer.model_cache import device_of, imports_stay
         from trainer.parallel import NextJob, dismiss, join_group
         from trainer.run import ModelCache, run_job
 
+        imports_stay()
         group = join_group(device_of("auto"))
         if not group.leads:
             return follow_jobs(group)

@@ -17,7 +17,7 @@ from app.settings import Settings
 
 log = structlog.get_logger()
 
-AGAIN_S: Final = 10.0
+AGAIN_S: Final = 5.0
 """Between two looks at a machine that was found unfit; a look takes some five seconds."""
 POLL_S: Final = 0.2
 

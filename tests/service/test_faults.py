@@ -4,6 +4,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,18 +23,20 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
 
 
-def lora_of(service: Stack, archive: Path, to: Path) -> bytes:
-    """The LoRA of an undisturbed run."""
-    request = service.submit(archive, number_of_steps=STEPS)
-    response = service.wait(request)
+@pytest.fixture(scope="module")
+def undisturbed(service: Stack, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The LoRA of a run that nothing happened to."""
+    response = service.wait(service.submit(clips, number_of_steps=STEPS))
     assert response.status_code == 200, response.text
+    to = tmp_path_factory.mktemp("whole") / "lora.safetensors"
     return service.download(response.json()["lora_file"], to).read_bytes()
 
 
 def test_kill_9_of_the_worker_resumes_from_its_checkpoint(
-    broker: Choice, clips: Path, tmp_path: Path
+    broker: Choice, service: Stack, undisturbed: bytes, clips: Path, tmp_path: Path
 ) -> None:
-    with stack(tmp_path / "service", broker) as service:
+    own = nullcontext(service) if broker == "files" else stack(tmp_path / "service", broker)
+    with own as service:
         request = service.submit(clips, number_of_steps=STEPS)
         reached = service.wait_for_step(request, 30)
         kill_group(service.gpu_worker)
@@ -49,7 +52,7 @@ def test_kill_9_of_the_worker_resumes_from_its_checkpoint(
         resumed_at = re.search(r"Resuming from the checkpoint of step (\d+)", service.log(request))
         assert resumed_at is not None
         assert int(resumed_at[1]) > reached - 20, "one checkpoint's work is lost at most"
-        assert resumed == lora_of(service, clips, tmp_path / "whole")
+        assert resumed == undisturbed
 
 
 def test_kill_9_of_the_trainer_only(service: Stack, clips: Path) -> None:
