@@ -23,6 +23,11 @@ PROBE_TIMEOUT_S: Final = 180.0
 WORKER_INSTALL: Final = "pip install 'reelsmith[worker]'"
 COMPONENTS: Final = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 """Some of what every folder in diffusers layout of this model has."""
+INDEXES: Final = (
+    "diffusion_pytorch_model.safetensors.index.json",
+    "model.safetensors.index.json",
+)
+"""Of weights in several files; what is loaded, and no other variant that lies there as well."""
 CPU_BUILD: Final = "none: this torch is a CPU build"
 
 State = Literal["ok", "warn", "fail"]
@@ -140,6 +145,8 @@ def media() -> Finding:
 
 
 def model(settings: Settings) -> Finding:
+    """The base model is here, whole, and LTX-2.3. What is downloaded when it is needed, or the rest
+    of it, is no failure."""
     name = settings.model
     if name == TINY:
         return Finding("ok", "model", "tiny: everything works, its pictures are noise")
@@ -154,11 +161,16 @@ def model(settings: Settings) -> Finding:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     cached = hub / f"models--{name.replace('/', '--')}" / "snapshots"
+    download = f"Download it now: `hf download {name}`."
+    lacks = None
     for snapshot in sorted(cached.glob("*")):
-        if (snapshot / "transformer").is_dir():
-            return _model_folder(snapshot)
+        lacks = _incomplete(snapshot)
+        if lacks is None:
+            return _version(snapshot)
+    if lacks is not None:
+        return Finding("warn", "model", f"{lacks}; the next training downloads the rest", download)
     says = f"{name} is not in {hub}: the first training downloads it"
-    return Finding("warn", "model", says, f"Download it now: `hf download {name}`.")
+    return Finding("warn", "model", says, download)
 
 
 def _model_file(file: Path, text_encoder: Path | None) -> Finding:
@@ -172,21 +184,33 @@ def _model_file(file: Path, text_encoder: Path | None) -> Finding:
 
 def _model_folder(folder: Path) -> Finding:
     """It is LTX-2.3 in diffusers layout, with every weight file its indexes name."""
-    advice = "Download the model again, such as diffusers/LTX-2.3-Diffusers."
+    if lacks := _incomplete(folder):
+        advice = "Download the model again, such as diffusers/LTX-2.3-Diffusers."
+        return Finding("fail", "model", lacks, advice)
+    return _version(folder)
+
+
+def _incomplete(folder: Path) -> str | None:
+    """What a folder in diffusers layout lacks; None for nothing."""
     lacks = [part for part in COMPONENTS if not (folder / part).is_dir()]
     if not (folder / "model_index.json").is_file() or lacks:
-        says = f"{folder} lacks {', '.join(lacks) or 'model_index.json'}"
-        return Finding("fail", "model", f"{says}: it is not in diffusers layout", advice)
-    for index in sorted(folder.glob("*/*.index.json")):
+        return f"{folder} lacks {', '.join(lacks) or 'model_index.json'}: it is no whole model"
+    for index in sorted(folder / part / name for part in COMPONENTS for name in INDEXES):
+        if not index.is_file():
+            continue
         try:
             files = set(json.loads(index.read_text())["weight_map"].values())
         except (ValueError, KeyError, AttributeError):
-            return Finding("fail", "model", f"{index} can't be read", advice)
+            return f"{index} can't be read"
         if gone := sorted(name for name in files if not (index.parent / name).is_file()):
-            return Finding("fail", "model", f"{index.parent} lacks {gone[0]}", advice)
+            return f"{index.parent} lacks {gone[0]}"
     if not any((folder / "transformer").glob("*.safetensors")):
-        return Finding("fail", "model", f"{folder / 'transformer'} has no weights", advice)
-    # Which LTX it is, is for the trainer to say: there is one place that knows.
+        return f"{folder / 'transformer'} has no weights"
+    return None
+
+
+def _version(folder: Path) -> Finding:
+    """Which LTX it is, is for the trainer to say: there is one place that knows."""
     found = probe(
         "import json, sys\nfrom pathlib import Path\n"
         "from trainer.errors import ModelError\nfrom trainer.model import BaseModel\n"

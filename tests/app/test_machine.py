@@ -33,13 +33,30 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
     (folder / "vae").rmdir()
     assert "lacks vae" in found(folder).says
     (folder / "vae").mkdir()
-    index = folder / "transformer" / "a.index.json"
+    index = folder / "transformer" / machine.INDEXES[0]
     index.write_text(json.dumps({"weight_map": {"x": "b.safetensors"}}))
     assert "lacks b.safetensors" in found(folder).says
     index.unlink()
     foreign = found(folder)
     assert foreign.state == "fail", "no LTX-2.3, says the trainer"
     assert "not an LTX-2 model" in foreign.says
+
+
+def test_a_download_that_was_cut_off_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no reason to take nothing: the next training fetches the rest."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshots = tmp_path / "models--somebody--ltx" / "snapshots"
+    part = model_folder(snapshots / "0")
+    (part / "vae").rmdir()
+    settings = Settings(data_dir=tmp_path, model="somebody/ltx")
+    found = machine.model(settings)
+    assert (found.state, "lacks vae" in found.says) == ("warn", True)
+    assert "hf download somebody/ltx" in found.advice
+    assert machine.unfit(settings) is None
+    build_tiny(snapshots / "1")
+    assert machine.model(settings).state == "ok"
 
 
 def test_what_is_heavy_runs_in_a_process_of_its_own() -> None:
