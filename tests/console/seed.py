@@ -124,6 +124,8 @@ class Seed:
                 )
             )
             session.add(Worker(name="host:2", queue="cpu", seen_at=NOW - 9e7, facts={}))
+            lacks = {"device": "CPU, 16 cores", "load_percent": 2.0, "lacks": "gpu"}
+            session.add(Worker(name="host:3", queue="gpu", facts=lacks))
         return self
 
     def key(self, name: str = "ann", **limits: int) -> tuple[str, str]:

@@ -56,6 +56,11 @@ def opened(watched: Watched, path: str) -> Page:
     return page
 
 
+def test_a_worker_that_takes_nothing_says_why(watched: Watched, seed: Seed) -> None:
+    page = opened(watched, "/console")
+    expect(page.get_by_text("lacks its gpu")).to_be_visible()
+
+
 def test_history_filters_without_a_reload(watched: Watched, seed: Seed) -> None:
     page = opened(watched, "/console/requests")
     rows = page.locator("#rows tbody tr")
