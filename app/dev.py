@@ -141,9 +141,17 @@ class Service:
         return self.settings.public_url
 
     def start(self) -> None:
+        """Raises `NotStarted`; then nothing runs, and the folder is free."""
+        self.settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self._held = hold(self.settings.data_dir)
+        try:
+            self._start()
+        except NotStarted:
+            self._held.close()
+            raise
+
+    def _start(self) -> None:
         settings = self.settings
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-        self._held = hold(settings.data_dir)
         require_free(settings.host, settings.port)
         try:
             self.broker = start_embedded(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.app.live import Live
 from tests.console.browser import DESKTOP, PHONE, Watched, serious_issues
@@ -59,6 +59,25 @@ def opened(watched: Watched, path: str) -> Page:
 def test_a_worker_that_takes_nothing_says_why(watched: Watched, seed: Seed) -> None:
     page = opened(watched, "/console")
     expect(page.get_by_text("lacks its gpu")).to_be_visible()
+
+
+def test_a_page_that_meets_a_restart_goes_on(watched: Watched, seed: Seed) -> None:
+    """What it asks for first, and what it shows anew, are asked for again."""
+    page = watched.page()
+    cut_off: list[str] = []
+
+    def restart(route: Route) -> None:
+        cut_off.append(route.request.url)
+        route.abort("connectionrefused")
+
+    page.route("**/curve?*", restart, times=2)
+    page.route("**/state", restart, times=1)
+    with page.expect_response("**/state"):
+        page.goto(path_of("running", seed.ids))
+        page.wait_for_selector("html[data-ready]")
+    expect(page.locator("#chart canvas")).to_be_visible()
+    assert len(cut_off) == 3
+    watched.forgive("ERR_CONNECTION_REFUSED", "htmx:")
 
 
 def test_history_filters_without_a_reload(watched: Watched, seed: Seed) -> None:

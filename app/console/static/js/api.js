@@ -8,12 +8,23 @@ export class Refused extends Error {
   }
 }
 
+// Nobody answered: the gateway is being restarted, or the network is down.
+export class Away extends Error {
+  constructor() {
+    super("The service can't be reached.");
+  }
+}
+
+export const AGAIN_MS = 2000;
+
 export async function api(method, path, body, { headers = {}, signal } = {}) {
   const reply = await fetch(path, {
     method,
     signal,
     headers: body === undefined ? headers : { "content-type": "application/json", ...headers },
     body: body === undefined ? undefined : JSON.stringify(body),
+  }).catch((error) => {
+    throw signal?.aborted ? error : new Away();
   });
   const found = await reply.json().catch(() => ({}));
   if (reply.ok) return found;
@@ -24,3 +35,15 @@ export async function api(method, path, body, { headers = {}, signal } = {}) {
 
 export const get = (path, options) => api("GET", path, undefined, options);
 export const post = (path, body = {}, options) => api("POST", path, body, options);
+
+// What `ask` gives, once somebody answers.
+export async function patiently(ask) {
+  for (;;) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (!(error instanceof Away)) throw error;
+      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    }
+  }
+}

@@ -1,6 +1,6 @@
 // The page of one request: what the server made, kept up to date by one stream of events.
 
-import { api } from "./api.js";
+import { AGAIN_MS, api, patiently } from "./api.js";
 import { Chart } from "./chart.js";
 import { $, $$, dataOf, say } from "./dom.js";
 import { Log } from "./log.js";
@@ -102,6 +102,11 @@ function follow(after) {
   };
 }
 
+// A part of the page that met a gateway that was away. Nothing else may ever change again.
+document.addEventListener("htmx:sendError", () => {
+  setTimeout(() => window.htmx.trigger(document.body, "request-changed"), AGAIN_MS);
+});
+
 $("#cancel")?.addEventListener("click", async (event) => {
   event.target.disabled = true;
   event.target.textContent = "Cancelling";
@@ -127,7 +132,7 @@ for (const button of $$("[data-wish]")) {
 }
 
 showWishes(page.now);
-const columns = chart ? await chart.load() : { after: 0 };
+const columns = chart ? await patiently(() => chart.load()) : { after: 0 };
 if (chart) chartControls();
 const running = page.standing === "queued" || page.standing === "running";
 if (running) follow(columns.after);
