@@ -1,5 +1,6 @@
 """Shared by all tests: one torch thread (two are slower on a busy machine), clips, golden."""
 
+import gc
 import importlib.metadata
 import os
 import signal
@@ -24,6 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, one in enumerate(folders) if one in item.path.parents), len(folders))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """What is here stays: five thousand tests and all that they import. A full collection need not
+    go through it, and not every app that a test makes need cause one: they took 40 s of 267 in each
+    of two processes (tests/app and tests/hostile), and so 20 of 247."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 100)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The tiny model, built once per test run."""
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +11,6 @@ from trainer.adapter import adapter_state
 from trainer.lora_file import save_lora
 from trainer.model import BaseModel
 from trainer.run import ModelCache
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _imports_are_no_garbage() -> Iterator[None]:
-    """Every job collects garbage seven times, and each time goes through all of diffusers."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
