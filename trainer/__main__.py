@@ -14,7 +14,7 @@ from preprocessing.lifetime import PARENT_PID, die_with_parent
 from trainer.by_hand import add_arguments
 from trainer.by_hand import generate as by_hand
 from trainer.job import write_atomically
-from trainer.process import ReleaseOnSigterm
+from trainer.process import ReleaseOnSigterm, importing
 
 
 def main() -> int:
@@ -53,7 +53,8 @@ def main() -> int:
             started_by_torchrun = "RANK" in os.environ
             parent = None if started_by_torchrun else os.environ.get(PARENT_PID)
             die_with_parent(int(parent or os.getppid()))
-            from trainer.serve import serve
+            with importing():
+                from trainer.serve import serve
 
             return serve()
         case "convert":
@@ -83,12 +84,12 @@ def _convert(source: Path, target: Path) -> int:
 
 def _run(job_dir: Path) -> int:
     with ReleaseOnSigterm(job_dir):
-        from trainer.follow import follow_jobs
-        from trainer.model_cache import device_of, imports_stay
-        from trainer.parallel import NextJob, dismiss, join_group
-        from trainer.run import ModelCache, run_job
+        with importing():
+            from trainer.follow import follow_jobs
+            from trainer.model_cache import device_of
+            from trainer.parallel import NextJob, dismiss, join_group
+            from trainer.run import ModelCache, run_job
 
-        imports_stay()
         group = join_group(device_of("auto"))
         if not group.leads:
             return follow_jobs(group)

@@ -38,7 +38,7 @@ from trainer.generation import (
     source_rule,
 )
 from trainer.job import GenerateJob, JobDir
-from trainer.process import ReleaseOnSigterm
+from trainer.process import ReleaseOnSigterm, importing
 
 EXIT_STOPPED: Final = 3
 DEFAULT_CACHE: Final = Path("~/.cache/reelsmith/trainer")
@@ -261,7 +261,8 @@ def _prepare(given: argparse.Namespace, rule: SourceRule, out: Path, spec: Path)
 def _run(job: GenerateJob, directory: JobDir, out: Path) -> int:
     directory.create(job)
     with ReleaseOnSigterm(directory.root):
-        from trainer.run import ModelCache, run_job
+        with importing():
+            from trainer.run import ModelCache, run_job
 
         result = run_job(directory.root, ModelCache(), log=PrintedEvents)
     if result.status == "failed":

@@ -150,13 +150,6 @@ def _key(base: BaseModel) -> tuple[str, str, str]:
     return base.id, base.fingerprint, str(base.device)
 
 
-def imports_stay() -> None:
-    """Called once a process has its libraries: `collect`, which each job does some seven times,
-    goes through none of their 435,000 objects then (a quarter of a second each time)."""
-    gc.collect()
-    gc.freeze()
-
-
 def collect() -> None:
     gc.collect()
     if torch.cuda.is_available():

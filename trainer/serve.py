@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trainer.follow import follow_jobs
-from trainer.model_cache import device_of, imports_stay
+from trainer.model_cache import device_of
 from trainer.parallel import Group, NextJob, dismiss, join_group
 from trainer.process import ReleaseOnSigterm
 from trainer.run import INTERNAL_ERROR, ModelCache, run_job
@@ -25,7 +25,6 @@ from trainer.run import INTERNAL_ERROR, ModelCache, run_job
 
 def serve() -> int:
     """Run jobs until the input ends; returns the exit status."""
-    imports_stay()
     group = join_group(device_of("auto"))
     if not group.leads:
         return follow_jobs(group)

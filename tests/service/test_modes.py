@@ -82,8 +82,13 @@ CASES: list[Any] = [
         False,
         id="outpaint",
     ),
-    pytest.param("extend-suffix", "plain", {"conditioning_frames": 8}, False, id="suffix, silent"),
-    pytest.param("extend-suffix", "plain", {"with_audio": True}, True, id="suffix with sound"),
+    pytest.param(
+        "extend-suffix",
+        "plain",
+        {"conditioning_frames": 8, "with_audio": True},
+        True,
+        id="suffix with sound",
+    ),
     pytest.param(
         "extend-prefix",
         "plain",
