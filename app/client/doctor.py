@@ -184,7 +184,8 @@ def queue(settings: Settings) -> Finding:
     """Somebody takes up what waits, and what runs has a worker."""
     from app.clock import db_now
     from app.db.engine import Database
-    from app.db.models import Request, State
+    from app.db.models import Request, State, Worker
+    from app.insight.overview import SILENT_AFTER_S
 
     opened = Database(settings.database_url)
     queued, running = Request.state == State.QUEUED, Request.state == State.RUNNING
@@ -198,6 +199,8 @@ def queue(settings: Settings) -> Finding:
                 session.scalar(select(func.count()).select_from(Request).where(running, *more)) or 0
                 for more in ((), (overdue,))
             )
+            heard = select(Worker).where(Worker.seen_at > db_now() - SILENT_AFTER_S)
+            unfit = [one.name for one in session.scalars(heard) if one.facts.get("lacks")]
     except SQLAlchemyError as error:
         return Finding("fail", "queue", type(error).__name__, "Check REELSMITH_DATABASE_URL.")
     finally:
@@ -206,6 +209,9 @@ def queue(settings: Settings) -> Finding:
     if dead:
         advice = "A gateway takes them up within seconds; does one run? Its log has reaper.pass."
         return Finding("fail", "queue", f"{says}; {dead} lost their worker", advice)
+    if unfit:
+        advice = "Run `reelsmith doctor` on that machine: its model or GPU is away."
+        return Finding("warn", "queue", f"{says}; {', '.join(unfit)} can take nothing", advice)
     if waiting and not busy and age > IDLE_S:
         advice = "Start workers of both queues: `reelsmith up`, or the containers."
         return Finding("warn", "queue", f"{says}; the oldest for {age / 60:.0f} min", advice)

@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 from app.client import doctor
 from app.db.engine import Database
 from app.db.migrate import upgrade
-from app.db.models import Request
+from app.db.models import Request, Worker
 from app.dev import free_port
 from app.machine import Finding
 from app.settings import Settings
@@ -126,6 +126,14 @@ def test_who_works_on_what_waits(
     assert found.state == state
     assert says in found.says
     assert bool(found.advice) == (state != "ok")
+
+
+def test_a_worker_that_takes_nothing(database: Database, database_url: str, tmp_path: Path) -> None:
+    with database.write() as session:
+        session.add(Worker(name="host:3", queue="gpu", facts={"lacks": "gpu"}))
+        session.add(Worker(name="gone:4", queue="gpu", seen_at=1.0, facts={"lacks": "gpu"}))
+    found = doctor.queue(settings(tmp_path, database_url=database_url))
+    assert (found.state, found.says) == ("warn", "0 wait, 0 run; host:3 can take nothing")
 
 
 @pytest.fixture
