@@ -9,13 +9,12 @@ import pytest
 from sqlalchemy import text
 
 from app import modes
-from app.db.engine import Database
 from app.db.models import Stage
 from app.requests import lifecycle, reaper
-from app.requests.lifecycle import Claim, Happened, Log
+from app.requests.lifecycle import Happened, Log
 from app.settings import Settings
 from tests.app.conftest import LOW, OWNER, Gateway, put, row, running, submit
-from tests.app.test_lifecycle import claim, claimed, do, expire
+from tests.app.test_lifecycle import claimed, do, expire
 
 BODY = {"training_data_url": "https://example.com/a.zip"}
 APP = "fal-ai/ltx23-trainer-v2"
@@ -354,22 +353,12 @@ def test_openapi_knows_the_modes(gateway: Gateway) -> None:
     assert f"/{APP}/requests/{{request_id}}/status" in document["paths"]
 
 
-def first_claim(database: Database) -> Claim:
-    """A claim passes over a row that is locked, here by the gateway's outbox; a worker asks again
-    too."""
-    for _ in range(100):
-        if held := claim(database):
-            return held
-        time.sleep(0.1)
-    raise AssertionError("no claim in 10 s")
-
-
 def test_the_whole_way_on_either_database(tmp_path: Path, database_url: str) -> None:
     settings = Settings(data_dir=tmp_path / "data", log_level="ERROR", database_url=database_url)
     gateway = Gateway(settings, None)
     with gateway.client as client:
         request = client.post("/t2v", json=BODY).json()
-        held = first_claim(gateway.database)
+        held = claimed(gateway.database)
         do(gateway.database, lifecycle.progress, held, logs=[Log("hello")])
         status = client.get(request["status_url"], params={"logs": 1}).json()
         assert [line["message"] for line in status["logs"]] == ["hello"]
