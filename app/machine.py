@@ -147,6 +147,14 @@ def media() -> Finding:
 def model(settings: Settings) -> Finding:
     """The base model is here, whole, and LTX-2.3. What is downloaded when it is needed, or the rest
     of it, is no failure."""
+    try:
+        return _model(settings)
+    except OSError as error:  # not this user's to read, or a mount whose server has gone
+        advice = "Mount it again, or let this user read it."
+        return Finding("fail", "model", f"{settings.model}: {error.strerror}", advice)
+
+
+def _model(settings: Settings) -> Finding:
     name = settings.model
     if name == TINY:
         return Finding("ok", "model", "tiny: everything works, its pictures are noise")

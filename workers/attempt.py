@@ -195,7 +195,7 @@ def _release(attempt: Attempt, reason: str, outcome: str) -> None:
 def _fail(attempt: Attempt, failure: Failure) -> None:
     attempt.forward.feed((), at_once=True)
     on_gpu = attempt.claim.stage is Stage.TRAIN
-    if on_gpu and failure.retryable and not attempt.runtime.fitness.look():
+    if on_gpu and failure.retryable and not attempt.runtime.can_work():
         # Not the request's fault, and no attempt of it: the same would happen to every one.
         _release(attempt, "this worker's model or GPU is away", "unfit")
         return

@@ -44,6 +44,11 @@ class Runtime:
             make_celery(redis.get_secret_value() if redis else None, self.settings.data_dir)
         )
 
+    def can_work(self) -> bool:
+        """Whether a failure on the GPU was not the machine's. A trainer that lives shows it, and
+        its memory may leave no room for another process to try."""
+        return (self.trainer is not None and self.trainer.alive) or self.fitness.look()
+
     @cached_property
     def fitness(self) -> Fitness:
         """For work on the GPU."""

@@ -29,6 +29,8 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
     assert found("tiny").state == "ok"
     assert found("no such model").state == "fail"
     assert found("nobody/nothing-of-that-name").state == "warn"
+    unreadable = found(f"/{'x' * 300}")
+    assert (unreadable.state, "too long" in unreadable.says) == ("fail", True)
     folder = model_folder(tmp_path / "model")
     (folder / "vae").rmdir()
     assert "lacks vae" in found(folder).says
